@@ -1,0 +1,1 @@
+"""Measuring: comparison, clocks, benchmark scripts."""

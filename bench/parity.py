@@ -1,0 +1,343 @@
+"""The only place that compares: two stages over the same images, tap by tap and decision by decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsa_rt.contracts import Precision
+from vsa_rt.errors import VsaError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a candidate may be from its reference.
+
+    Attributes:
+        relative: Largest ``|c - r| / max(|r|, 1)`` (L2 norms) of one image's features.
+        gain: Largest deviation from 1 of the least-squares factor between candidate and reference over all
+            images. Rounding is random and averages out of it, a wrong scale does not.
+        scores: Largest absolute difference of a score.
+        levels: Largest mean difference of one image's input, in levels of 255.
+        flips: Largest share of images with another label; one image is always allowed if it is a tie.
+        tie: A flip where the reference's margin is under this says nothing and is reported apart; one above
+            it fails. Ten times the tolerance of a typical score.
+    """
+
+    relative: float
+    gain: float
+    scores: float
+    levels: float
+    flips: float
+    tie: float
+
+
+#: fp32 engines order their sums differently: 3e-6 relative was measured, 1e-4 leaves room for deeper networks.
+#: bf16 keeps 8 significant bits through some 120 layers: over 704 photographs 0.19 relative, a gain of 0.995
+#: and 0.045 in a score were measured, on texture scans 0.23 and 0.066 (docs/performance.md).
+TOLERANCES = {
+    Precision.FP32: Tolerance(relative=1e-4, gain=2e-5, scores=1e-4, levels=0.0, flips=0.0, tie=1e-3),
+    Precision.BF16: Tolerance(relative=0.4, gain=0.01, scores=0.1, levels=0.0, flips=0.01, tie=0.1),
+}
+#: Mean difference in levels that the fast resample may add to an input.
+FAST_LEVELS = 3.0
+
+
+@dataclass(frozen=True)
+class TapParity:
+    """One tap's comparison.
+
+    Attributes:
+        tap: Its name.
+        kind: ``input``, ``features`` or ``scores``.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        relative: Largest relative difference of one image (see ``Tolerance.relative``).
+        cosine: Smallest cosine of one image.
+        gain: Least-squares factor over all images.
+        worst: The image with the largest difference.
+        reason: Why the tap fails; empty if it holds.
+    """
+
+    tap: str
+    kind: str
+    max_abs: float
+    mean_abs: float
+    relative: float
+    cosine: float
+    gain: float
+    worst: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One image whose label changed; ``margin`` is the reference's lead of its label, ``tie`` if it is small."""
+
+    item: str
+    reference: str
+    candidate: str
+    margin: float
+    tie: bool
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of reference and candidate against the true labels, and the 95 % interval of the difference."""
+
+    name: str
+    reference: float
+    candidate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The verdict over all images.
+
+    Attributes:
+        stage: What was judged.
+        reference: What it was held against.
+        images: How many were compared.
+        taps: In the order of the data.
+        flips: Every image with another label, ties included.
+        kl: Mean Kullback-Leibler divergence of the normalised scores, in nats.
+        metrics: With labels only.
+        reasons: Why it fails, the first tap on the data's way first; empty if it holds.
+    """
+
+    stage: str
+    reference: str
+    images: int
+    taps: list[TapParity]
+    flips: list[Flip]
+    kl: float | None
+    metrics: list[Metric]
+    reasons: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every tap and the decisions stayed inside the tolerance."""
+        return not self.reasons
+
+    @property
+    def ties(self) -> int:
+        """Number of flips that say nothing."""
+        return sum(f.tie for f in self.flips)
+
+
+@dataclass
+class _TapSums:
+    """What one tap's comparison needs, added up image by image."""
+
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    count: int = 0
+    relative: float = 0.0
+    cosine: float = 1.0
+    dot: float = 0.0
+    norm: float = 0.0
+    worst: str = ""
+    worst_value: float = -1.0
+    worst_mean: float = 0.0
+
+    def add(self, items: Sequence[str], reference: Array, candidate: Array) -> None:
+        r = reference.reshape(len(items), -1).astype(np.float64)
+        c = candidate.reshape(len(items), -1).astype(np.float64)
+        gap = np.abs(c - r)
+        norms = np.linalg.norm(r, axis=1)
+        relative = np.linalg.norm(c - r, axis=1) / np.maximum(norms, 1.0)
+        dots = (r * c).sum(1)
+        lengths = norms * np.linalg.norm(c, axis=1)
+        cosine = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
+        # A NaN anywhere must fail the tap, and max() would drop it.
+        if not np.isfinite(c).all():
+            self.max_abs = self.relative = float("inf")
+            self.worst = items[int(np.argmax(~np.isfinite(c).all(1)))]
+            self.worst_value = float("inf")
+            return
+        self.max_abs = max(self.max_abs, float(gap.max(initial=0.0)))
+        self.sum_abs += float(gap.sum())
+        self.count += gap.size
+        self.relative = max(self.relative, float(relative.max()))
+        self.cosine = min(self.cosine, float(cosine.min()))
+        self.dot += float(dots.sum())
+        self.norm += float((norms**2).sum())
+        self.worst_mean = max(self.worst_mean, float(gap.mean(1).max()))
+        if relative.max() > self.worst_value:
+            self.worst, self.worst_value = items[int(relative.argmax())], float(relative.max())
+
+    @property
+    def gain(self) -> float:
+        return self.dot / self.norm if self.norm else 1.0
+
+
+def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
+    if kind == "input":
+        if sums.worst_mean > allowed.levels:
+            what = f"mean difference {sums.worst_mean:.3g} levels"
+            return f"{what}, allowed {allowed.levels:g}; worst {sums.worst}"
+        return ""
+    if kind == "scores":
+        if sums.max_abs > allowed.scores:
+            return f"differs by {sums.max_abs:.3g}, allowed {allowed.scores:g}; worst {sums.worst}"
+        return ""
+    if abs(sums.gain - 1) > allowed.gain:
+        return f"scaled by {sums.gain:.4f}, allowed 1 +- {allowed.gain:g}"
+    if sums.relative > allowed.relative:
+        return f"relative difference {sums.relative:.3g}, allowed {allowed.relative:g}; worst {sums.worst}"
+    return ""
+
+
+def _kl(reference: Array, candidate: Array) -> float:
+    """Sum over images of KL(reference || candidate) of the scores, each row scaled to sum 1."""
+    tiny = np.finfo(np.float64).tiny
+    p = reference.astype(np.float64) / np.maximum(reference.sum(1, keepdims=True), tiny)
+    q = candidate.astype(np.float64) / np.maximum(candidate.sum(1, keepdims=True), tiny)
+    return float((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum())
+
+
+@dataclass
+class Comparison:
+    """Collects two stages' outputs batch by batch and judges them at the end.
+
+    Attributes:
+        stage: What is judged.
+        reference: What it is held against.
+        tolerance: What is allowed.
+        labels: The candidate's labels, in the order of its scores; empty where nothing decides.
+        reference_labels: The reference's labels, in the order of its scores.
+    """
+
+    stage: str
+    reference: str
+    tolerance: Tolerance
+    labels: Sequence[str] = ()
+    reference_labels: Sequence[str] = ()
+    _taps: dict[tuple[str, str], _TapSums] = field(default_factory=dict)
+    _flips: list[Flip] = field(default_factory=list)
+    _kl: float = 0.0
+    _decided: int = 0
+    _images: int = 0
+    _correct: list[tuple[bool, bool]] = field(default_factory=list)
+
+    def _add(
+        self, kind: str, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
+    ) -> None:
+        for name, r in reference.items():
+            if name not in candidate or candidate[name].shape != r.shape:
+                got = candidate[name].shape if name in candidate else "nothing"
+                raise VsaError(f"{self.stage}: tap {name!r} gives {got}, the reference {r.shape}")
+            role = "scores" if name == "scores" else kind
+            self._taps.setdefault((name, role), _TapSums()).add(items, r, candidate[name])
+
+    def add_inputs(
+        self, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
+    ) -> None:
+        """Compare what the host made of the images, ``(N, H, W, 3)`` by input name."""
+        self._add("input", items, reference, candidate)
+
+    def add_taps(
+        self,
+        items: Sequence[str],
+        reference: Mapping[str, Array],
+        candidate: Mapping[str, Array],
+        truth: Sequence[str | None] = (),
+    ) -> None:
+        """Compare the engines' outputs of one batch, ``(N, width)`` by tap name.
+
+        Args:
+            items: The images' names.
+            reference: The reference's outputs.
+            candidate: The candidate's outputs.
+            truth: The images' true labels, if known.
+
+        Raises:
+            VsaError: The candidate lacks a tap or gives another shape.
+        """
+        self._images += len(items)
+        self._add("features", items, reference, candidate)
+        if "scores" in reference and self.labels:
+            self._decide(items, reference["scores"], candidate["scores"], truth)
+
+    def _decide(
+        self, items: Sequence[str], reference: Array, candidate: Array, truth: Sequence[str | None]
+    ) -> None:
+        # By name: a bundle whose labels are swapped has the right scores and the wrong words.
+        by_name = [list(self.labels).index(n) for n in self.reference_labels]
+        self._kl += _kl(reference, candidate[:, by_name])
+        self._decided += len(items)
+        ordered = np.sort(reference, axis=1)
+        for row, item in enumerate(items):
+            said = self.reference_labels[int(reference[row].argmax())]
+            says = self.labels[int(candidate[row].argmax())]
+            if said != says:
+                margin = float(ordered[row, -1] - ordered[row, -2])
+                self._flips.append(Flip(item, said, says, margin, margin < self.tolerance.tie))
+            if truth and truth[row] is not None:
+                self._correct.append((said == truth[row], says == truth[row]))
+
+    def _decision_reasons(self) -> list[str]:
+        allowed, reasons = self.tolerance, []
+        wide = [f for f in self._flips if f.margin >= allowed.tie]
+        if wide:
+            f = max(wide, key=lambda f: f.margin)
+            reasons.append(
+                f"labels: {len(wide)} of {self._decided} flip at a margin above {allowed.tie:g}; the widest: "
+                f"{f.item}, {f.reference} to {f.candidate} at {f.margin:.3f}"
+            )
+        elif len(self._flips) > max(1, allowed.flips * self._decided):
+            reasons.append(
+                f"labels: {len(self._flips)} of {self._decided} flip, allowed {100 * allowed.flips:g} %"
+            )
+        return reasons
+
+    def _metrics(self) -> list[Metric]:
+        if not self._correct:
+            return []
+        pairs = np.array(self._correct, float)
+        # Paired bootstrap over the images, 2,000 resamples, percentile interval (Efron and Tibshirani 1993, 13.3).
+        chosen = np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))
+        gaps = (pairs[:, 1] - pairs[:, 0])[chosen].mean(1)
+        low, high = (float(v) for v in np.percentile(gaps, [2.5, 97.5]))
+        return [Metric("accuracy", float(pairs[:, 0].mean()), float(pairs[:, 1].mean()), low, high)]
+
+    def result(self) -> Parity:
+        """The verdict. Nothing compared is a failure."""
+        taps = [
+            TapParity(
+                tap=name,
+                kind=kind,
+                max_abs=s.max_abs,
+                mean_abs=s.sum_abs / s.count if s.count else float("nan"),
+                relative=s.relative,
+                cosine=s.cosine,
+                gain=s.gain,
+                worst=s.worst,
+                # Logits are judged through the scores: their zero is arbitrary.
+                reason="" if name == "logits" else _reason(kind, s, self.tolerance),
+            )
+            for (name, kind), s in sorted(self._taps.items(), key=lambda t: t[0][1] != "input")
+        ]
+        reasons = [f"{t.tap}: {t.reason}" for t in taps if t.reason] + self._decision_reasons()
+        if not self._images:
+            reasons.append("nothing was compared")
+        if any(not np.isfinite(t.relative) for t in taps):
+            reasons.append("not a number in the outputs")
+        return Parity(
+            stage=self.stage,
+            reference=self.reference,
+            images=self._images,
+            taps=taps,
+            flips=self._flips,
+            kl=self._kl / self._decided if self._decided else None,
+            metrics=self._metrics(),
+            reasons=reasons,
+        )

@@ -1,0 +1,162 @@
+"""What a backend is: probe, build, open. One module per backend implements these protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsa_rt.contracts import Precision, TensorSpec
+
+#: A batch of inputs or outputs by tensor name.
+Tensors = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a backend can be used on this machine.
+
+    Attributes:
+        usable: The library is there and has the device.
+        version: The library's version, empty without the library.
+        machine: The device's own name, as the library tells it.
+        reason: Why it is not usable, empty if it is.
+        install: The command that would make it usable.
+    """
+
+    usable: bool
+    version: str = ""
+    machine: str = ""
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How a session is opened.
+
+    Attributes:
+        max_batch: Largest batch of one call.
+        threads: Cores that all streams use together.
+        streams: Calls that may run at the same time, each on its share of the threads.
+        slots: Sets of buffers; with more of them than streams, the host fills one while the engine works.
+    """
+
+    max_batch: int
+    threads: int
+    streams: int = 1
+    slots: int = 1
+
+
+class Slot(Protocol):
+    """One place where a call can run. Not thread-safe: one caller at a time."""
+
+    @property
+    def buffers(self) -> Tensors:
+        """Input buffers ``(max_batch, …)`` for the host to fill in place; they live as long as the session."""
+        ...
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run one batch.
+
+        Args:
+            inputs: Every input, C-contiguous ``(N, …)`` with the same N of 1 to ``max_batch``. Leading parts
+                of ``buffers`` are taken without a copy, other arrays too where the backend allows.
+
+        Returns:
+            Every output ``(N, width)``, float32. The arrays belong to the slot and are overwritten by its
+            next run.
+        """
+        ...
+
+
+class Session(Protocol):
+    """An opened engine."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Where calls run; as many as were asked for."""
+        ...
+
+    @property
+    def achieved(self) -> float | None:
+        """Share of the convolutions that run in the graph's precision, 0 to 1; ``None`` if unknown."""
+        ...
+
+    def prepare(self, counts: Sequence[int]) -> None:
+        """Compile for these batch sizes now instead of at their first call."""
+        ...
+
+    def close(self) -> None:
+        """Free everything. The slots cannot be used afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """A library that compiles graphs and runs engines."""
+
+    @property
+    def name(self) -> str:
+        """The backend's name in targets."""
+        ...
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices that a target may name."""
+        ...
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Precisions of graphs that it can build, most exact first."""
+        ...
+
+    def probe(self, device: str) -> Probe:
+        """Look whether the library and the device are there."""
+        ...
+
+    def build(self, graph: bytes, folder: Path) -> list[str]:
+        """Compile an ONNX graph into files.
+
+        Args:
+            graph: A whole ONNX model.
+            folder: Existing and empty.
+
+        Returns:
+            Names of the files written, the one to open first.
+
+        Raises:
+            EnvironmentUnusable: The library refuses the graph; the message has its reason.
+        """
+        ...
+
+    def open(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> Session:
+        """Open an engine from its files' bytes.
+
+        Args:
+            files: In the order that ``build`` returned.
+            inputs: What the manifest says the engine takes.
+            outputs: What the manifest says it gives.
+            options: Batch, threads and slots.
+
+        Raises:
+            EnvironmentUnusable: The library cannot load the engine, or the engine is not what the specs say.
+        """
+        ...
+
+
+def allocate(specs: Sequence[TensorSpec], max_batch: int) -> dict[str, NDArray[Any]]:
+    """Host buffers ``(max_batch, …)`` for these tensors, zeroed."""
+    return {
+        s.name: np.zeros((max_batch, *(n for n in s.shape[1:] if n is not None)), np.dtype(s.dtype))
+        for s in specs
+    }

@@ -1,0 +1,147 @@
+"""ONNX Runtime on the CPU: the portable engine. An engine is an ONNX file that ORT has already optimised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate
+from vsa_rt.errors import EnvironmentUnusable, UsageError
+
+INSTALL = "pip install 'vsa-rt[onnxruntime]'"
+
+
+def _options(threads: int) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+def _refusal(what: str, error: Exception) -> EnvironmentUnusable:
+    return EnvironmentUnusable(f"onnxruntime {what}: {str(error).strip().splitlines()[0]}")
+
+
+class OnnxRuntimeSlot:
+    """Buffers and a call into the shared ORT session."""
+
+    def __init__(
+        self, session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: int
+    ) -> None:
+        self._session = session
+        self._names = [s.name for s in outputs]
+        self.buffers = allocate(inputs, batch)
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run one batch; see ``Slot.run``."""
+        values: list[NDArray[np.float32]] = self._session.run(self._names, dict(inputs))
+        return dict(zip(self._names, values, strict=True))
+
+
+class OnnxRuntimeSession:
+    """One ORT session; its slots may run at the same time."""
+
+    #: ORT's CPU kernels compute fp32 graphs in fp32.
+    achieved: float | None = 1.0
+
+    def __init__(
+        self, model: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: OpenOptions
+    ) -> None:
+        import onnxruntime as ort
+
+        share = max(1, options.threads // options.streams)
+        self._session: Any = ort.InferenceSession(model, _options(share), providers=["CPUExecutionProvider"])
+        there = {a.name for a in (*self._session.get_inputs(), *self._session.get_outputs())}
+        for spec in (*inputs, *outputs):
+            if spec.name not in there:
+                raise EnvironmentUnusable(
+                    f"onnxruntime: the engine has no tensor {spec.name!r}; rebuild the bundle"
+                )
+        self.slots = [
+            OnnxRuntimeSlot(self._session, inputs, outputs, options.max_batch) for _ in range(options.slots)
+        ]
+
+    def prepare(self, counts: Sequence[int]) -> None:
+        """Run once: ORT's batch is dynamic, only its memory plan is made at the first call."""
+        slot = self.slots[0]
+        slot.run({name: buffer[: max(counts, default=1)] for name, buffer in slot.buffers.items()})
+
+    def close(self) -> None:
+        """Free the session."""
+        self.slots = []
+        self._session = None
+
+
+class GraphExecutor:
+    """A graph run as it is, in fp32, with every output: what lowered graphs and engines are held against.
+
+    Args:
+        graph: A whole ONNX model.
+    """
+
+    def __init__(self, graph: bytes) -> None:
+        import onnxruntime as ort
+
+        try:
+            self._session: Any = ort.InferenceSession(graph, _options(0), providers=["CPUExecutionProvider"])
+        except Exception as error:  # as below
+            raise _refusal("refuses the graph", error) from error
+        self._outputs: list[str] = [o.name for o in self._session.get_outputs()]
+
+    def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        """Every output of one batch."""
+        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+
+
+class OnnxRuntime:
+    """The backend ``onnxruntime``."""
+
+    name = "onnxruntime"
+    devices = ("cpu",)
+    precisions = (Precision.FP32,)
+
+    def probe(self, device: str) -> Probe:
+        """Look for the library."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return Probe(False, reason="onnxruntime is not installed", install=INSTALL)
+        return Probe(True, version=str(ort.__version__), machine="CPU")
+
+    def build(self, graph: bytes, folder: Path) -> list[str]:
+        """Optimise an ONNX graph ahead of time, as far as the result stays portable between processors."""
+        import onnxruntime as ort
+
+        options = _options(1)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(folder / "model.onnx")
+        try:
+            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ORT's exceptions share no base class of their own
+            raise _refusal("refuses the graph", error) from error
+        return ["model.onnx"]
+
+    def open(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> OnnxRuntimeSession:
+        """Open an engine from its file's bytes."""
+        if len(files) != 1:
+            raise UsageError(f"onnxruntime: an engine is one file, not {len(files)}")
+        try:
+            return OnnxRuntimeSession(files[0], inputs, outputs, options)
+        except EnvironmentUnusable:
+            raise
+        except Exception as error:  # as above
+            raise _refusal("cannot load the engine", error) from error

@@ -1,0 +1,208 @@
+"""OpenVINO on the CPU: the fast engine on x86. Engines are its IR, ``model.xml`` and ``model.bin``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate
+from vsa_rt.errors import EnvironmentUnusable, UsageError
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+INSTALL = "pip install 'vsa-rt[openvino]'"
+#: The element types that OpenVINO reports for a precision's convolutions.
+_ELEMENT = {Precision.FP32: "f32", Precision.BF16: "bf16"}
+
+
+@cache
+def _core() -> ov.Core:
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise EnvironmentUnusable(f"openvino cannot be imported ({error}); {INSTALL}") from error
+    return ov.Core()
+
+
+def _properties(options: OpenOptions) -> dict[str, Any]:
+    return {
+        # OpenVINO's own default on processors with bf16 is bf16. Here the graph alone says the precision.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": options.streams,
+        "INFERENCE_NUM_THREADS": options.threads,
+    }
+
+
+def buckets(count: int) -> list[int]:
+    """Powers of two that add up to ``count``, largest first: each is compiled with a fixed batch."""
+    return [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
+
+
+class OpenVinoSlot:
+    """One infer request per batch size, all on the slot's own buffers."""
+
+    def __init__(self, session: OpenVinoSession) -> None:
+        self._session = session
+        self._requests: dict[int, ov.InferRequest] = {}
+        self._bound: dict[tuple[int, int], dict[str, ov.Tensor]] = {}
+        self.buffers = allocate(session.inputs, session.options.max_batch)
+        self._outputs = allocate(session.outputs, session.options.max_batch)
+
+    def _run_part(self, inputs: Tensors, start: int, count: int) -> None:
+        import openvino as ov
+
+        request = self._requests.get(count)
+        if request is None:
+            request = self._requests[count] = self._session.compiled(count).create_infer_request()
+        bound = self._bound.setdefault((start, count), {})
+        stop = start + count
+        for name, buffer in self.buffers.items():
+            array = inputs[name]
+            if array.ctypes.data == buffer.ctypes.data:
+                tensor = bound.get(name)
+                if tensor is None:
+                    tensor = bound[name] = ov.Tensor(buffer[start:stop], shared_memory=True)
+            else:
+                tensor = ov.Tensor(array[start:stop], shared_memory=True)
+            request.set_tensor(name, tensor)
+        for name, buffer in self._outputs.items():
+            tensor = bound.get(name)
+            if tensor is None:
+                tensor = bound[name] = ov.Tensor(buffer[start:stop], shared_memory=True)
+            request.set_tensor(name, tensor)
+        request.start_async()
+        request.wait()
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run one batch; see ``Slot.run``."""
+        count = len(next(iter(inputs.values())))
+        start = 0
+        for part in buckets(count):
+            self._run_part(inputs, start, part)
+            start += part
+        return {name: buffer[:count] for name, buffer in self._outputs.items()}
+
+
+class OpenVinoSession:
+    """An IR, compiled once per batch size: fixed shapes run about 15 % faster than a dynamic batch."""
+
+    def __init__(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> None:
+        import openvino as ov
+
+        self.inputs, self.outputs, self.options = tuple(inputs), tuple(outputs), options
+        # OpenVINO shares writable memory only.
+        self._weights = np.frombuffer(files[1], np.uint8).copy()
+        # The IR's constants point into these bytes: they must outlive every compiled model.
+        self._source: tuple[bytes, ov.Tensor] = (files[0], ov.Tensor(self._weights, shared_memory=True))
+        self._compiled: dict[int, ov.CompiledModel] = {}
+        self._lock = threading.Lock()
+        self._check_names(self._read())
+        self.slots = [OpenVinoSlot(self) for _ in range(options.slots)]
+
+    def _read(self) -> ov.Model:
+        return _core().read_model(*self._source)
+
+    def _check_names(self, model: ov.Model) -> None:
+        there = {name for port in (*model.inputs, *model.outputs) for name in port.get_names()}
+        for spec in (*self.inputs, *self.outputs):
+            if spec.name not in there:
+                raise EnvironmentUnusable(
+                    f"openvino: the engine has no tensor {spec.name!r}; rebuild the bundle"
+                )
+
+    def compiled(self, count: int) -> ov.CompiledModel:
+        """The engine compiled for batches of exactly ``count`` images."""
+        with self._lock:
+            if count not in self._compiled:
+                model = self._read()
+                model.reshape({s.name: [count, *s.shape[1:]] for s in self.inputs})
+                self._compiled[count] = _core().compile_model(model, "CPU", _properties(self.options))
+            return self._compiled[count]
+
+    @property
+    def achieved(self) -> float | None:
+        """Share of convolutions whose kernels run in bf16, or in fp32 where the graph holds no bf16."""
+        count = min(self._compiled, default=1)
+        ran: list[str] = []
+        for node in self.compiled(count).get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            if "layerType" in info and "Convolution" in str(info["layerType"].astype(str)):
+                ran.append(str(info["runtimePrecision"].astype(str)).lower())
+        wanted = "bf16" if self._holds_bf16() else "f32"
+        return sum(r == wanted for r in ran) / len(ran) if ran else None
+
+    def _holds_bf16(self) -> bool:
+        return b'precision="BF16"' in self._source[0]
+
+    def prepare(self, counts: Sequence[int]) -> None:
+        """Compile for these batch sizes now; see ``Session.prepare``."""
+        for part in sorted({p for count in counts for p in buckets(count)}):
+            self.compiled(part)
+
+    def close(self) -> None:
+        """Free the compiled models and their memory."""
+        for slot in self.slots:
+            slot._requests.clear()
+            slot._bound.clear()
+        self._compiled.clear()
+
+
+class OpenVino:
+    """The backend ``openvino``."""
+
+    name = "openvino"
+    devices = ("cpu",)
+    precisions = (Precision.FP32, Precision.BF16)
+
+    def probe(self, device: str) -> Probe:
+        """Look for the library and its CPU plugin."""
+        try:
+            import openvino as ov
+
+            machine = str(_core().get_property("CPU", "FULL_DEVICE_NAME"))
+        except ImportError:
+            return Probe(False, reason="openvino is not installed", install=INSTALL)
+        except (RuntimeError, EnvironmentUnusable) as error:
+            return Probe(False, reason=f"openvino has no usable CPU plugin: {error}", install=INSTALL)
+        return Probe(True, version=str(ov.__version__).split("-")[0], machine=machine.strip())
+
+    def build(self, graph: bytes, folder: Path) -> list[str]:
+        """Write the IR of an ONNX graph, every constant in the graph's own type."""
+        import openvino as ov
+
+        try:
+            model = _core().read_model(graph)
+            ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
+        except RuntimeError as error:
+            raise EnvironmentUnusable(f"openvino refuses the graph: {error}") from error
+        return ["model.xml", "model.bin"]
+
+    def open(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> OpenVinoSession:
+        """Open an IR from its two files' bytes."""
+        if len(files) != 2:
+            raise UsageError(f"openvino: an engine is model.xml and model.bin, not {len(files)} files")
+        try:
+            return OpenVinoSession(files, inputs, outputs, options)
+        except (RuntimeError, ImportError) as error:
+            raise EnvironmentUnusable(
+                f"openvino cannot load the engine: {error}; rebuild the bundle"
+            ) from error

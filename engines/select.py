@@ -1,0 +1,111 @@
+"""Choosing an engine of a bundle for this machine: filter, rank, and keep a reason for every refusal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vsa_rt.bundle import Bundle
+from vsa_rt.contracts import Precision, Target, TensorSpec
+from vsa_rt.engines import table
+from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.errors import BundleError, EnvironmentUnusable, UsageError
+from vsa_rt.manifest import EngineRecord, Manifest
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An opened engine and how it came to be the one.
+
+    Attributes:
+        session: Ready to run.
+        engine: Its record in the manifest.
+        why: One sentence.
+        refused: Engine folder to the reason why it was passed over.
+    """
+
+    session: Session
+    engine: EngineRecord
+    why: str
+    refused: dict[str, str]
+
+
+def input_specs(manifest: Manifest) -> list[TensorSpec]:
+    """The graph's inputs."""
+    return [TensorSpec(i.name, i.dtype, (None, *i.shape)) for i in manifest.inputs]
+
+
+def output_specs(manifest: Manifest) -> list[TensorSpec]:
+    """The graph's outputs."""
+    return [TensorSpec(t.name, "float32", (None, t.width)) for t in manifest.taps]
+
+
+def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> Session:
+    """Open one engine of a bundle; its files' hashes are taken of the bytes that are opened.
+
+    Raises:
+        BundleError: A file is damaged.
+        EnvironmentUnusable: The backend is not usable here or refuses the engine.
+    """
+    target = Target.parse(engine.target)
+    found = table.probe(target)
+    if not found.usable:
+        raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
+    files = [bundle.read(name) for name in engine.files]
+    manifest = bundle.manifest
+    return table.backend(target.backend).open(files, input_specs(manifest), output_specs(manifest), options)
+
+
+def _refusal(engine: EngineRecord, target: Target | None, precision: Precision | None) -> str:
+    if target is not None and engine.target != str(target):
+        return f"target {target} was asked for"
+    if precision is not None and engine.precision != precision:
+        return f"precision {precision} was asked for"
+    if target is None and not engine.gate.passed:
+        return f"failed parity: {'; '.join(engine.gate.reasons)}"
+    return ""
+
+
+def open_best(
+    bundle: Bundle, options: OpenOptions, target: Target | None = None, precision: Precision | None = None
+) -> Opened:
+    """Open the fastest engine that fits the request and this machine.
+
+    Args:
+        bundle: Its engines are in the order that the build measured.
+        options: Batch, threads and slots.
+        target: Take only this one. An engine that failed parity is opened only when named so.
+        precision: Take only this one.
+
+    Raises:
+        BundleError: A file is damaged, or no engine is left; the message has every reason.
+        UsageError: The bundle has no engine of that target and precision.
+    """
+    refused: dict[str, str] = {}
+    engines = bundle.manifest.engines
+    if not engines:
+        raise BundleError(f"{bundle.root}: exported but not built; run vsa-rt build {bundle.root} -o BUNDLE")
+    for engine in engines:
+        reason = _refusal(engine, target, precision)
+        if not reason:
+            try:
+                session = open_session(bundle, engine, options)
+            except EnvironmentUnusable as error:
+                reason = str(error)
+            else:
+                batch, latency = next(iter(engine.latency_ms.items()), ("1", 0.0))
+                fastest = (
+                    "the only one that fits" if len(engines) - len(refused) == 1 else "the fastest that fits"
+                )
+                why = (
+                    f"{engine.target} {engine.precision}: {fastest}; "
+                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}"
+                )
+                return Opened(session, engine, why, refused)
+        refused[engine.folder] = reason
+    reasons = "; ".join(f"{folder}: {reason}" for folder, reason in refused.items())
+    if all(reason.endswith("was asked for") for reason in refused.values()):
+        there = ", ".join(f"{e.target} {e.precision}" for e in engines)
+        raise UsageError(f"{bundle.root}: no engine for that request; it holds {there}")
+    raise BundleError(
+        f"{bundle.root}: no engine can run here ({reasons}); rebuild it here: vsa-rt build {bundle.root}"
+    )

@@ -1,0 +1,175 @@
+"""The ensemble as one torch module: uint8 images in, every tap out. It is the reference and what is exported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vsa_rt.contracts import ResizeSpec
+from vsa_rt.errors import UsageError
+from vsa_rt.export.backbones import LoadedBackbone, Transform, load_backbone
+from vsa_rt.export.head import load_head, random_head, scores_from_logits
+from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
+from vsa_rt.recipe import Recipe
+
+
+class Normalise(nn.Module):
+    """uint8 ``(N, H, W, 3)`` to normalised float32 ``(N, 3, H, W)``: cast, layout, one scale and one shift."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        deviation = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
+        average = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)
+        # (p / 255 - mean) / std, folded in float64.
+        self.register_buffer("scale", (1 / (255 * deviation)).float())
+        self.register_buffer("shift", (-average / deviation).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise a batch. The cast comes first: TensorRT lets a uint8 input do nothing else."""
+        return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
+
+
+class Ensemble(nn.Module):
+    """Backbones, concatenation and head.
+
+    Args:
+        recipe: Wiring and task.
+        backbones: In the recipe's order.
+        head: Features to logits.
+    """
+
+    def __init__(self, recipe: Recipe, backbones: list[LoadedBackbone], head: nn.Module) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.names = [b.name for b in backbones]
+        self.inputs = input_records([b.resize for b in backbones])
+        by_resize = {i.resize: index for index, i in enumerate(self.inputs)}
+        self.feeds = [by_resize[b.resize] for b in backbones]
+        self.normalise = nn.ModuleList(Normalise(b.mean, b.std) for b in backbones)
+        self.backbones = nn.ModuleList(b.network for b in backbones)
+        self.head = head
+        total = sum(b.width for b in backbones)
+        self.taps = [TapRecord(name=b.name, width=b.width) for b in backbones] + [
+            TapRecord(name="features", width=total),
+            TapRecord(name="logits", width=len(recipe.labels)),
+            TapRecord(name="scores", width=len(recipe.labels)),
+        ]
+
+    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """Every tap, in the order of ``taps``, for one batch of every input ``(N, H, W, 3)``, uint8."""
+        found = {
+            name: network(normalise(images[feed]))
+            for name, feed, normalise, network in zip(
+                self.names, self.feeds, self.normalise, self.backbones, strict=True
+            )
+        }
+        used = [found[name] for name in self.recipe.head.features]
+        if self.recipe.head.unit_norm:
+            used = [functional.normalize(f, dim=1) for f in used]
+        features = torch.cat(used, 1)
+        logits = self.head(features)
+        return (*found.values(), features, logits, scores_from_logits(logits, self.recipe.task))
+
+
+def input_records(specs: list[ResizeSpec]) -> list[InputRecord]:
+    """One graph input per distinct resize, named by its size."""
+    records: list[InputRecord] = []
+    for spec in dict.fromkeys(specs):
+        name = f"image_{spec.height}x{spec.width}"
+        taken = sum(r.name.split(".")[0] == name for r in records)
+        records.append(
+            InputRecord(
+                name=f"{name}.{taken + 1}" if taken else name,
+                dtype="uint8",
+                shape=[spec.height, spec.width, 3],
+                resize=spec,
+            )
+        )
+    return records
+
+
+@dataclass(frozen=True)
+class LoadedEnsemble:
+    """An ensemble with what is known about its parts.
+
+    Attributes:
+        module: In evaluation mode.
+        transforms: Input name to the weights' own transform.
+        checkpoints: Backbone name, or ``head``, to where its weights came from.
+        widths: Backbone name to the width of its features.
+        head_file: Bytes of the head's file.
+    """
+
+    module: Ensemble
+    transforms: dict[str, Transform]
+    checkpoints: dict[str, CheckpointRecord]
+    widths: dict[str, int]
+    head_file: bytes
+
+    def prepare(self, picture: Image.Image) -> dict[str, NDArray[np.uint8]]:
+        """Every input ``(H, W, 3)`` of one upright RGB picture, by the weights' own transforms."""
+        return {name: transform(picture) for name, transform in self.transforms.items()}
+
+    def run(self, inputs: dict[str, NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+        """Every tap of one batch, computed eagerly in float32."""
+        with torch.inference_mode():
+            taps = self.module(*(torch.from_numpy(inputs[i.name]) for i in self.module.inputs))
+        return {t.name: value.numpy() for t, value in zip(self.module.taps, taps, strict=True)}
+
+
+def load_backbones(
+    recipe: Recipe, folder: Path, weights: dict[str, Path], random_seed: int | None = None
+) -> list[LoadedBackbone]:
+    """Every backbone of a recipe, with its weights.
+
+    Raises:
+        UsageError: ``weights`` names a backbone that the recipe does not have.
+    """
+    known = [b.name for b in recipe.backbones]
+    foreign = sorted(weights.keys() - {*known, "head"})
+    if foreign:
+        raise UsageError(f"--weights {foreign[0]}=…: the recipe has {', '.join(known)} and head")
+    return [load_backbone(b, folder, weights.get(b.name), random_seed) for b in recipe.backbones]
+
+
+def load_ensemble(
+    recipe: Recipe, folder: Path, weights: dict[str, Path] | None = None, random_seed: int | None = None
+) -> LoadedEnsemble:
+    """Build a recipe's ensemble with its weights.
+
+    Args:
+        recipe: What to build.
+        folder: The recipe's folder, for relative paths.
+        weights: Backbone name, or ``head``, to a file to use instead of the recipe's.
+        random_seed: Seeded weights everywhere that ``weights`` names no file.
+
+    Raises:
+        CheckpointError: Weights are absent or do not fit.
+        RecipeError: An architecture or its preprocessing is not supported.
+    """
+    weights = weights or {}
+    backbones = load_backbones(recipe, folder, weights, random_seed)
+    widths = {b.name: b.width for b in backbones}
+    if random_seed is not None and "head" not in weights:
+        head, head_record, data = random_head(recipe, widths, random_seed)
+    else:
+        head, head_record, data = load_head(recipe, folder, widths, weights.get("head"))
+    module = Ensemble(recipe, backbones, head).eval()
+    by_resize = {b.resize: b.transform for b in backbones}
+    return LoadedEnsemble(
+        module=module,
+        transforms={i.name: by_resize[i.resize] for i in module.inputs if i.resize is not None},
+        checkpoints={b.name: b.record for b in backbones} | {"head": head_record},
+        widths=widths,
+        head_file=data,
+    )

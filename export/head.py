@@ -1,0 +1,151 @@
+"""Heads: concatenated features to scores. A head file is safetensors with what it was trained for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vsa_rt.contracts import Task
+from vsa_rt.errors import CheckpointError, RecipeError
+from vsa_rt.export.checkpoint import load_weights
+from vsa_rt.manifest import CheckpointRecord
+from vsa_rt.recipe import Recipe, locate
+
+
+class LinearHead(nn.Module):
+    """One dense layer: features ``(N, D)`` to logits ``(N, C)``."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(N, C)``."""
+        logits: Tensor = self.fc(features)
+        return logits
+
+
+class NNHead(nn.Module):
+    """Two dense layers with ReLU and dropout between: SMAP 2021, section 3.3 (200 hidden units, dropout 0.4)."""
+
+    def __init__(self, width: int, classes: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits ``(N, C)``."""
+        logits: Tensor = self.fc2(self.dropout(functional.relu(self.fc1(features))))
+        return logits
+
+
+def make_head(recipe: Recipe, width: int) -> nn.Module:
+    """An untrained head of the recipe's kind for features of this width."""
+    head, classes = recipe.head, len(recipe.labels)
+    if head.kind == "linear":
+        return LinearHead(width, classes)
+    return NNHead(width, classes, head.hidden, head.dropout)
+
+
+def scores_from_logits(logits: Tensor, task: Task) -> Tensor:
+    """Scores ``(N, C)``: independent sigmoids for multi-label, else softmax."""
+    return torch.sigmoid(logits) if task is Task.MULTI_LABEL else torch.softmax(logits, 1)
+
+
+def _purpose(recipe: Recipe, widths: dict[str, int]) -> dict[str, str]:
+    """What a head was trained for: it fits no other order of features or labels."""
+    return {
+        "kind": recipe.head.kind,
+        "task": str(recipe.task),
+        "labels": json.dumps(recipe.labels),
+        "features": json.dumps([[name, widths[name]] for name in recipe.head.features]),
+        "unit_norm": json.dumps(recipe.head.unit_norm),
+    }
+
+
+def head_to_bytes(head: nn.Module, recipe: Recipe, widths: dict[str, int]) -> bytes:
+    """A head file: the weights in float32 and, as metadata, labels, features and their order."""
+    tensors = {k: v.detach().contiguous() for k, v in head.state_dict().items()}
+    return save(tensors, metadata=_purpose(recipe, widths))
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file: a JSON header behind its little-endian 8-byte length."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found = header.get("__metadata__", {})
+    return {str(k): str(v) for k, v in found.items()}
+
+
+def load_head(
+    recipe: Recipe, folder: Path, widths: dict[str, int], weights: Path | None = None
+) -> tuple[nn.Module, CheckpointRecord, bytes]:
+    """Load the recipe's head.
+
+    Args:
+        recipe: Names the kind, the labels and the features' order.
+        folder: The recipe's folder.
+        widths: Width of each backbone's features.
+        weights: A file to use instead of the recipe's.
+
+    Returns:
+        The head in evaluation mode, where it came from, and the file's bytes.
+
+    Raises:
+        CheckpointError: Absent, damaged, or trained for other labels or another order of features.
+    """
+    if weights is None and not recipe.head.weights:
+        raise CheckpointError(
+            "key `head.weights`: the recipe has no trained head; train one with vsa-rt fit and name it there, "
+            "or with --weights head=PATH"
+        )
+    path = weights or locate(recipe.head.weights, folder, "head.weights", "Train it with vsa-rt fit.")
+    try:
+        data = path.read_bytes()
+        state, purpose = load(data), _metadata(data)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a head file: {error}") from error
+    sha256 = hashlib.sha256(data).hexdigest()
+    if weights is None and recipe.head.sha256 and sha256 != recipe.head.sha256:
+        raise CheckpointError(f"{path}: SHA-256 is {sha256}, the recipe wants {recipe.head.sha256}")
+    for key, wanted in _purpose(recipe, widths).items():
+        if purpose.get(key) != wanted:
+            raise CheckpointError(f"{path}: trained for {key} {purpose.get(key)}, the recipe has {wanted}")
+    head = make_head(recipe, sum(widths[name] for name in recipe.head.features))
+    load_weights(head, state, f"head {path}")
+    record = CheckpointRecord(sha256=sha256, found=str(weights) if weights else recipe.head.weights)
+    return head.eval().requires_grad_(False), record, data
+
+
+def random_head(
+    recipe: Recipe, widths: dict[str, int], seed: int
+) -> tuple[nn.Module, CheckpointRecord, bytes]:
+    """A seeded head, which decides nothing; for networks without trained weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = make_head(recipe, sum(widths[name] for name in recipe.head.features))
+    data = head_to_bytes(head, recipe, widths)
+    record = CheckpointRecord(
+        sha256=hashlib.sha256(data).hexdigest(), found="random weights", random_seed=seed
+    )
+    return head.eval().requires_grad_(False), record, data
+
+
+def check_labels(recipe: Recipe, found: list[str]) -> None:
+    """Check that data and recipe speak of the same labels.
+
+    Raises:
+        RecipeError: A label of the data is not the recipe's.
+    """
+    foreign = sorted(set(found) - set(recipe.labels))
+    if foreign:
+        raise RecipeError(
+            f"key `labels`: the data has {', '.join(map(repr, foreign))}, the recipe {', '.join(recipe.labels)}"
+        )

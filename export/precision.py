@@ -1,0 +1,165 @@
+"""ONNX to ONNX: the same graph in a lower precision, written into its tensors' types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from vsa_rt.contracts import Precision
+
+#: Where the backbones' arithmetic begins: what lies before is normalisation of pixels.
+_ENTRANCES = frozenset({"Conv", "MatMul", "Gemm"})
+#: Sums over many elements, and functions whose result a coarse argument spoils, stay in float32.
+_KEEP_FP32 = frozenset(
+    {
+        "ReduceMean", "ReduceSum", "GlobalAveragePool", "LayerNormalization", "InstanceNormalization",
+        "BatchNormalization", "GroupNormalization", "LRN", "LpNormalization", "ReduceL2", "Softmax",
+        "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "CumSum", "Cast", "Shape", "Range",
+        "ConstantOfShape", "Resize", "GridSample", "Identity",
+    }
+)  # fmt: skip
+#: Attributes that hold whole graphs; such nodes are left alone.
+_GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})
+
+
+def _downstream_of_entrance(graph: onnx.GraphProto) -> set[int]:
+    """Indices of nodes that are an entrance or come after one. Nodes are in topological order (ONNX)."""
+    reached: set[str] = set()
+    found: set[int] = set()
+    for index, node in enumerate(graph.node):
+        if node.op_type in _ENTRANCES or any(name in reached for name in node.input):
+            found.add(index)
+            reached.update(node.output)
+    return found
+
+
+def _upstream_of(graph: onnx.GraphProto, taps: Iterable[str]) -> set[int]:
+    """Indices of nodes that these tensors depend on."""
+    wanted = set(taps)
+    found: set[int] = set()
+    for index in reversed(range(len(graph.node))):
+        if wanted.intersection(graph.node[index].output):
+            found.add(index)
+            wanted.update(graph.node[index].input)
+    return found
+
+
+def _float_tensors(model: onnx.ModelProto) -> set[str]:
+    inferred = onnx.shape_inference.infer_shapes(model)
+    values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
+    return {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT} | {
+        t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
+    }
+
+
+class _Bfloat16:
+    """Rewrites one graph: chosen nodes read and write bfloat16, casts stand at the borders."""
+
+    def __init__(self, model: onnx.ModelProto, lowered: set[int]) -> None:
+        self.model, self.lowered = model, lowered
+        self.floats = _float_tensors(model)
+        self.initializers = {t.name: t for t in model.graph.initializer}
+        self.nodes: list[onnx.NodeProto] = []
+        self.made: dict[str, str] = {}  # fp32 name -> its bf16 twin
+        self.born_low: set[str] = set()  # names whose tensor is now bf16
+
+    def _low(self, name: str) -> str:
+        """The bf16 form of a float tensor."""
+        if name in self.born_low:
+            return name
+        if name not in self.made:
+            twin = self.made[name] = f"{name}_bf16"
+            weight = self.initializers.get(name)
+            if weight is not None:
+                values = numpy_helper.to_array(weight).astype(ml_dtypes.bfloat16)
+                self.model.graph.initializer.append(numpy_helper.from_array(values, twin))
+            else:
+                self.nodes.append(
+                    helper.make_node("Cast", [name], [twin], f"{name}_to_bf16", to=TensorProto.BFLOAT16)
+                )
+        return self.made[name]
+
+    def _full(self, name: str) -> str:
+        """The fp32 form of a tensor that is now bf16."""
+        if name not in self.born_low:
+            return name
+        twin = f"{name}_fp32"
+        if twin not in self.made:
+            self.made[twin] = twin
+            self.nodes.append(
+                helper.make_node("Cast", [name], [twin], f"{name}_to_fp32", to=TensorProto.FLOAT)
+            )
+        return twin
+
+    def rewrite(self) -> None:
+        outputs = {o.name for o in self.model.graph.output}
+        for index, node in enumerate(self.model.graph.node):
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            if index in self.lowered:
+                copy.input[:] = [self._low(n) if n in self.floats else n for n in node.input]
+                casts: list[tuple[str, str]] = []
+                for place, name in enumerate(node.output):
+                    if name in self.floats and name in outputs:  # a graph's output stays fp32
+                        copy.output[place] = f"{name}_bf16"
+                        self.born_low.add(f"{name}_bf16")
+                        self.made[name] = f"{name}_bf16"
+                        casts.append((f"{name}_bf16", name))
+                    elif name in self.floats:
+                        self.born_low.add(name)
+                self.nodes.append(copy)
+                for low, full in casts:
+                    self.nodes.append(
+                        helper.make_node("Cast", [low], [full], f"{full}_to_fp32", to=TensorProto.FLOAT)
+                    )
+            else:
+                copy.input[:] = [self._full(n) for n in node.input]
+                self.nodes.append(copy)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(self.nodes)
+        used = {name for node in self.nodes for name in node.input}
+        kept = [t for t in self.model.graph.initializer if t.name in used]
+        del self.model.graph.initializer[:]
+        self.model.graph.initializer.extend(kept)
+        del self.model.graph.value_info[:]
+
+
+def lower_to_bf16(graph: onnx.ModelProto, backbone_taps: Iterable[str]) -> onnx.ModelProto:
+    """Type the backbones' tensors as bfloat16; pooling, concatenation, head and scores stay float32.
+
+    Args:
+        graph: The fp32 graph; it is not changed.
+        backbone_taps: Names of the outputs where the backbones end.
+
+    Returns:
+        A checked graph with the same inputs and outputs, weights rounded to nearest even.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    nodes = model.graph.node
+    trunk = _downstream_of_entrance(model.graph) & _upstream_of(model.graph, backbone_taps)
+    lowered = {
+        i
+        for i in trunk
+        if nodes[i].op_type not in _KEEP_FP32 and not any(a.type in _GRAPHS for a in nodes[i].attribute)
+    }
+    _Bfloat16(model, lowered).rewrite()
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def lower(graph: onnx.ModelProto, precision: Precision, backbone_taps: Iterable[str]) -> onnx.ModelProto:
+    """The graph in a precision: itself in fp32, else a lowered copy."""
+    return graph if precision is Precision.FP32 else lower_to_bf16(graph, backbone_taps)
+
+
+def lowered_share(graph: onnx.ModelProto) -> float:
+    """Share of the convolutions whose weights are typed bfloat16."""
+    types = {t.name: t.data_type for t in graph.graph.initializer}
+    convolutions = [n for n in graph.graph.node if n.op_type == "Conv"]
+    low = [n for n in convolutions if types.get(n.input[1]) == TensorProto.BFLOAT16]
+    return float(np.divide(len(low), len(convolutions))) if convolutions else 0.0

@@ -1,0 +1,325 @@
+"""The runtime: images in, sentiments out, one engine call per batch."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vsa_rt.contracts import Resample, Sentiment, TensorSpec
+from vsa_rt.engines.backend import Session, Slot, Tensors
+from vsa_rt.engines.select import input_specs
+from vsa_rt.errors import ItemError, UsageError
+from vsa_rt.manifest import EngineRecord, Manifest
+from vsa_rt.runtime.preprocess import Preprocessor
+from vsa_rt.runtime.sentiment import Labeller
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from vsa_rt.runtime.decode import ImageSource
+
+T = TypeVar("T")
+#: Turns a call's outputs, and the rows that hold good images, into one value per row.
+Take = Callable[[Tensors, int], Sequence[T]]
+
+
+class Features(dict[str, NDArray[np.float32]]):
+    """Tap name to ``(N, D)``; the rows of items that failed are NaN.
+
+    Attributes:
+        errors: One entry per item, ``None`` where it went well.
+    """
+
+    def __init__(self, taps: Mapping[str, NDArray[np.float32]], errors: list[ItemError | None]) -> None:
+        super().__init__(taps)
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which engine runs, why, and why the others do not."""
+
+    engine: EngineRecord
+    why: str
+    refused: dict[str, str]
+
+
+def item_name(source: ImageSource, index: int) -> str:
+    """What to call an item in messages: its path, or its number."""
+    return str(source) if isinstance(source, str | os.PathLike) else f"item {index}"
+
+
+def as_items(images: object) -> Iterable[Any]:
+    """One image is a list of one: a path is not a sequence of letters, nor a picture one of rows."""
+    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image)
+    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise UsageError(
+            f"expected images, got {type(images).__name__}; pass a list of paths, bytes or arrays"
+        )
+    return images
+
+
+class _Batch:
+    """Up to max-batch items on their way through one slot."""
+
+    def __init__(self, slot: Slot, items: list[tuple[int, Any]]) -> None:
+        self.slot, self.items = slot, items
+        self.errors: list[ItemError | None] = [None] * len(items)
+        self._left = len(items)
+        self._lock = threading.Lock()
+
+    def prepare(self, row: int, preprocessor: Preprocessor) -> None:
+        """Decode and resize one item straight into the slot's buffers."""
+        index, source = self.items[row]
+        rows = {name: buffer[row] for name, buffer in self.slot.buffers.items()}
+        try:
+            preprocessor.write(source, rows, item=item_name(source, index))
+        except ItemError as error:
+            self.errors[row] = error
+
+    def arrived(self) -> bool:
+        """Count one item as prepared; true for the last one."""
+        with self._lock:
+            self._left -= 1
+            return self._left == 0
+
+    def run(self, take: Take[T]) -> list[T | ItemError]:
+        """Run the engine on the prepared rows, unless every item failed."""
+        count = len(self.items)
+        if all(self.errors):
+            return [e for e in self.errors if e is not None]
+        values = take(self.slot.run({n: b[:count] for n, b in self.slot.buffers.items()}), count)
+        return [error or value for error, value in zip(self.errors, values, strict=True)]
+
+
+class Runtime:
+    """An opened bundle: ``rt(images)``, ``rt.map(images)``, ``rt.features(images)``, ``rt.infer(tensors)``.
+
+    Any number of threads may call it. Results never share memory with the engine.
+
+    Args:
+        manifest: The bundle's.
+        session: With one slot per batch that may be under way.
+        choice: How the session came to be the one.
+        streams: Engine calls that may run at the same time.
+        resample: ``exact`` or ``fast``.
+        batch: Images per engine call when many are passed.
+
+    Attributes:
+        manifest: The bundle's.
+        session: The opened engine.
+        choice: Which engine runs and why.
+        labels: In the order of the scores.
+        resample: How the host resizes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        session: Session,
+        choice: Choice,
+        streams: int,
+        resample: Resample,
+        batch: int,
+    ) -> None:
+        self.manifest, self.session, self.choice, self.resample = manifest, session, choice, resample
+        self.labels = list(manifest.labels)
+        self._batch = batch
+        recipe = manifest.recipe
+        self._labeller = Labeller(self.labels, manifest.task, recipe.threshold if recipe else 0.5)
+        specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
+        self._preprocessor = Preprocessor(specs, resample) if len(specs) == len(manifest.inputs) else None
+        self._inputs = input_specs(manifest)
+        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        for slot in session.slots:
+            self._free.put(slot)
+        self._streams = threading.Semaphore(streams)
+        self._hosts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vsa-host")
+        self._runners = ThreadPoolExecutor(streams, thread_name_prefix="vsa-engine")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what is under way and free the engine."""
+        self._hosts.shutdown()
+        self._runners.shutdown()
+        self.session.close()
+
+    def __call__(self, images: Iterable[ImageSource] | ImageSource) -> list[Sentiment | ItemError]:
+        """Sentiments of images, in order.
+
+        Args:
+            images: Paths, encoded bytes, PIL images and uint8 arrays ``(H, W, 3)`` in RGB, mixed; or one of
+                them.
+
+        Returns:
+            One ``Sentiment`` or ``ItemError`` per image.
+
+        Raises:
+            UsageError: The bundle has features only.
+        """
+        return list(self.map(as_items(images)))
+
+    def map(self, images: Iterable[ImageSource]) -> Iterator[Sentiment | ItemError]:
+        """Sentiments of a stream of images, in order, with a bounded number of them under way."""
+        if not self.labels:
+            raise UsageError("this bundle gives features only; build it with --recipe, or call rt.features")
+        return self._stream(images, lambda outputs, count: self._labeller(outputs["scores"][:count]))
+
+    def features(self, images: Iterable[ImageSource] | ImageSource) -> Features:
+        """Every tap of images.
+
+        Args:
+            images: As for a call.
+
+        Returns:
+            Tap name to ``(N, D)`` float32, NaN rows for failed items, whose errors stand beside them.
+        """
+        names = [t.name for t in self.manifest.taps]
+        rows: list[Any] = list(
+            self._stream(
+                as_items(images),
+                lambda outputs, count: [{n: outputs[n][row].copy() for n in names} for row in range(count)],
+            )
+        )
+        taps = {t.name: np.full((len(rows), t.width), np.nan, np.float32) for t in self.manifest.taps}
+        for index, row in enumerate(rows):
+            if not isinstance(row, ItemError):
+                for name in names:
+                    taps[name][index] = row[name]
+        return Features(taps, [row if isinstance(row, ItemError) else None for row in rows])
+
+    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """One engine call on ready tensors: no decode, no resize, no labels.
+
+        Args:
+            tensors: Every graph input, C-contiguous ``(N, H, W, 3)`` uint8 (as ``manifest.inputs`` says), with
+                N of 1 to the bundle's max-batch.
+
+        Returns:
+            Tap name to ``(N, D)`` float32.
+
+        Raises:
+            UsageError: A tensor is absent, or has another dtype, shape or layout.
+        """
+        count = self._check_tensors(tensors)
+        slot = self._free.get()
+        try:
+            with self._streams:
+                outputs = slot.run(tensors)
+            return {name: value[:count].copy() for name, value in outputs.items()}
+        finally:
+            self._free.put(slot)
+
+    def _check_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> int:
+        count = 0
+        for spec in self._inputs:
+            array = tensors.get(spec.name)
+            if array is None:
+                raise UsageError(
+                    f"no tensor {spec.name!r}; the graph takes {', '.join(s.name for s in self._inputs)}"
+                )
+            if array.shape[1:] != spec.shape[1:] or array.dtype != spec.dtype or not array.flags.c_contiguous:
+                raise UsageError(
+                    f"tensor {spec.name!r}: got {array.dtype} {array.shape}"
+                    f"{'' if array.flags.c_contiguous else ', not C-contiguous'}; expected {_shape_text(spec)}"
+                )
+            count = count or len(array)
+            if not 1 <= len(array) <= self.manifest.max_batch or len(array) != count:
+                raise UsageError(
+                    f"tensor {spec.name!r}: batch {len(array)}; expected 1 to {self.manifest.max_batch}, the same for all"
+                )
+        return count
+
+    def _stream(self, images: Iterable[ImageSource], take: Take[T]) -> Iterator[T | ItemError]:
+        if self._preprocessor is None:
+            raise UsageError(
+                "this bundle takes ready tensors only: it was built from a graph without a recipe"
+            )
+        source = iter(enumerate(images))
+        under_way: deque[Future[list[T | ItemError]]] = deque()
+        size = self._batch
+        while chunk := list(itertools.islice(source, size)):
+            if len(chunk) == 1 < size and not under_way:
+                # The only image: two thread switches would be a noticeable part of the call.
+                yield from self._run_here(chunk, take)
+                return
+            while len(under_way) >= len(self.session.slots):
+                yield from under_way.popleft().result()
+            under_way.append(self._send(chunk, take))
+        while under_way:
+            yield from under_way.popleft().result()
+
+    def _run_here(self, chunk: list[tuple[int, Any]], take: Take[T]) -> list[T | ItemError]:
+        batch = _Batch(self._free.get(), chunk)
+        try:
+            for row in range(len(chunk)):
+                batch.prepare(row, self._require_preprocessor())
+            with self._streams:
+                return batch.run(take)
+        finally:
+            self._free.put(batch.slot)
+
+    def _require_preprocessor(self) -> Preprocessor:
+        if self._preprocessor is None:
+            raise UsageError(
+                "this bundle takes ready tensors only: it was built from a graph without a recipe"
+            )
+        return self._preprocessor
+
+    def _send(self, chunk: list[tuple[int, Any]], take: Take[T]) -> Future[list[T | ItemError]]:
+        """Hand a batch to the host threads; the one that prepares the last item hands it to the engine."""
+        batch = _Batch(self._free.get(), chunk)
+        done: Future[list[T | ItemError]] = Future()
+
+        def run() -> None:
+            try:
+                with self._streams:
+                    values = batch.run(take)
+            except BaseException as error:  # noqa: BLE001 - handed to the caller through the future
+                self._free.put(batch.slot)
+                done.set_exception(error)
+            else:
+                self._free.put(batch.slot)
+                done.set_result(values)
+
+        def prepare(row: int) -> None:
+            try:
+                batch.prepare(row, self._require_preprocessor())
+            except BaseException as error:  # noqa: BLE001 - a fault of ours becomes the item's: nobody waits for ever
+                batch.errors[row] = ItemError(
+                    item_name(chunk[row][1], chunk[row][0]), f"internal error: {error!r}"
+                )
+            if batch.arrived():
+                self._runners.submit(run)
+
+        for row in range(len(chunk)):
+            self._hosts.submit(prepare, row)
+        return done
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return f"{spec.dtype} ({', '.join('N' if n is None else str(n) for n in spec.shape)})"
+
+
+def describe_source(path: str | Path) -> str:
+    """A path as text that any stream can print: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,36 @@
+"""Scores to a Sentiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vsa_rt.contracts import Sentiment, Task
+
+_KINDS = {Task.MULTI_LABEL: "independent", Task.DISTRIBUTION: "distribution"}
+
+
+class Labeller:
+    """Turns rows of scores into words.
+
+    Args:
+        labels: In the order of the scores.
+        task: What the scores mean.
+        threshold: Multi-label only: the score above which a label is given.
+    """
+
+    def __init__(self, labels: list[str], task: Task, threshold: float) -> None:
+        self._labels, self._task, self._threshold = labels, task, threshold
+        self._kind = _KINDS.get(task, "softmax")
+
+    def __call__(self, scores: NDArray[Any]) -> list[Sentiment]:
+        """The sentiments of ``(N, C)`` scores, in order."""
+        return [self._one(row) for row in scores.tolist()]
+
+    def _one(self, row: list[float]) -> Sentiment:
+        scores = dict(zip(self._labels, row, strict=True))
+        if self._task is Task.MULTI_LABEL:
+            over = tuple(name for name, score in scores.items() if score > self._threshold)
+            return Sentiment(label=None, scores=scores, scores_kind=self._kind, labels=over)
+        return Sentiment(label=max(scores, key=scores.__getitem__), scores=scores, scores_kind=self._kind)

@@ -1,0 +1,26 @@
+"""vsa-rt: visual-sentiment ensembles as one engine, run as one call, proved against PyTorch.
+
+``vsa_rt.load(bundle)`` opens a bundle. Nothing heavy is imported before that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vsa_rt.contracts import Sentiment
+from vsa_rt.errors import ItemError, VsaError
+from vsa_rt.version import __version__
+
+if TYPE_CHECKING:
+    from vsa_rt.runtime.load import load
+
+__all__ = ["ItemError", "Sentiment", "VsaError", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``load`` when it is first asked for."""
+    if name == "load":
+        from vsa_rt.runtime.load import load
+
+        return load
+    raise AttributeError(f"module 'vsa_rt' has no attribute {name!r}")

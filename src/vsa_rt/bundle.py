@@ -1,0 +1,213 @@
+"""The bundle: a plain directory with a manifest, read without trust and written all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from vsa_rt.errors import BundleError, UsageError
+from vsa_rt.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json, seal
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+#: A manifest is a few dozen kilobytes; anything near this is not one.
+_MAX_MANIFEST = 64 << 20
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    digest, nbytes = hashlib.sha256(), 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+            nbytes += len(chunk)
+    return FileRecord(nbytes=nbytes, sha256=digest.hexdigest())
+
+
+def _inside(root: Path, name: str) -> Path:
+    """A file of the bundle by its manifest name, never outside the bundle."""
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+        raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; do not trust it")
+    path = root.joinpath(*pure.parts)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{root}: {name!r} is a link that leaves the bundle; do not trust it")
+    return path
+
+
+class Bundle:
+    """An opened bundle: its manifest, and its files by name with their hashes checked.
+
+    Attributes:
+        root: The directory.
+        manifest: What it says about itself.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> Bundle:
+        """Read the manifest and check that every file is there in its full size.
+
+        Raises:
+            BundleError: Not a bundle, a foreign version, a missing or cut-off file, or a path that leaves it.
+        """
+        root = Path(root)
+        path = root / MANIFEST
+        try:
+            info = path.stat()
+            if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_MANIFEST:
+                raise BundleError(f"{path}: not a manifest")
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{root}: not a bundle: {MANIFEST} cannot be read: {error.strerror}") from error
+        bundle = cls(root, manifest_from_json(data, str(path)))
+        for name, record in bundle.manifest.files.items():
+            bundle._check_size(name, record)
+        return bundle
+
+    def _check_size(self, name: str, record: FileRecord) -> Path:
+        path = _inside(self.root, name)
+        try:
+            info = path.stat()
+        except OSError as error:
+            raise BundleError(
+                f"{path}: missing from the bundle ({error.strerror}); copy or build it again"
+            ) from error
+        if not stat.S_ISREG(info.st_mode) or info.st_size != record.nbytes:
+            raise BundleError(
+                f"{path}: damaged: {info.st_size} bytes, expected {record.nbytes}; copy or build it again"
+            )
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file; the hash is taken of these very bytes.
+
+        Raises:
+            BundleError: Unknown name, or the bytes are not those that were built.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise BundleError(f"{self.root}: no file {name!r} in the manifest")
+        path = self._check_size(name, record)
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise BundleError(
+                f"{path}: damaged: its SHA-256 does not fit the manifest; copy or build it again"
+            )
+        return data
+
+    def verify(self, skip: frozenset[str] = frozenset()) -> None:
+        """Hash every file, a few at a time.
+
+        Args:
+            skip: Names that the caller reads, and so checks, itself.
+
+        Raises:
+            BundleError: The first file, in the manifest's order, that is not what was built.
+        """
+        names = [n for n in self.manifest.files if n not in skip]
+
+        def matches(name: str) -> bool:
+            return hash_file(_inside(self.root, name)).sha256 == self.manifest.files[name].sha256
+
+        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+            for name, good in zip(names, pool.map(matches, names), strict=True):
+                if not good:
+                    raise BundleError(
+                        f"{self.root / name}: damaged: its SHA-256 does not fit the manifest; copy or build it again"
+                    )
+
+
+def seal_folder(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash a folder's files and write its manifest.
+
+    Args:
+        folder: Holds every file but the manifest.
+        manifest: ``files`` and ``digest`` are filled in.
+
+    Returns:
+        The manifest as written.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): hash_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    sealed = seal(msgspec.structs.replace(manifest, files=files))
+    temporary = folder / f"{MANIFEST}.partial"
+    temporary.write_bytes(manifest_to_json(sealed))
+    temporary.replace(folder / MANIFEST)
+    return sealed
+
+
+def _sync(folder: Path) -> None:
+    """Bring every file of a finished folder to the disk before it gets its final name."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what builds that were killed left beside the final name."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-(\d+)-.*")
+    for stale in final.parent.iterdir():
+        match = pattern.fullmatch(stale.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder that appears under its final name whole, or not at all.
+
+    Args:
+        final: The name; an existing bundle there is replaced at the end, anything else is refused.
+
+    Yields:
+        A hidden sibling folder to fill. It must hold a manifest when the block ends.
+
+    Raises:
+        UsageError: Something that is not a bundle has the final name, or the parent cannot be written.
+    """
+    final = Path(os.path.abspath(final))
+    if final.is_symlink() or (final.exists() and not (final / MANIFEST).is_file()):
+        empty = final.is_dir() and not final.is_symlink() and not any(final.iterdir())
+        if not empty:
+            raise UsageError(f"{final}: exists and is not a bundle; choose another name or remove it")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(final)
+        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-{os.getpid()}-", dir=final.parent))
+    except OSError as error:
+        raise UsageError(f"{final}: cannot be written: {error.strerror}") from error
+    work.chmod(0o755)
+    try:
+        yield work
+        _sync(work)
+        if final.exists():
+            # Exchanging two directories is not portable: the old one steps aside for an instant, so that
+            # a reader finds the old bundle, nothing, or the new one, and never a mixture.
+            aside = work.with_name(f"{work.name}-old")
+            final.rename(aside)
+            work.rename(final)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            work.rename(final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,369 @@
+"""The command line: each command parses, calls one function and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsa_rt.contracts import Precision, Resample, Target
+from vsa_rt.errors import UsageError, VsaError
+from vsa_rt.version import __version__
+
+app = typer.Typer(
+    name="vsa-rt",
+    help="Visual-sentiment ensembles as one engine: build, run, and prove parity with PyTorch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done, 1 a gate failed or an item could not be processed, 2 wrong use, "
+    "3 the bundle or the environment cannot be used.",
+)
+
+#: A gate failed, or an item could not be processed.
+FAILED = 1
+
+
+class Format(str, Enum):
+    """How ``run`` prints."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class BuildPrecision(str, Enum):
+    """What ``--precision`` takes."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Photographs for the gates; by default those that the export extra's packages ship."),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PATH", help="A file for a backbone, or for `head`, instead of the recipe's. Repeats."
+    ),
+]
+RandomSeed = Annotated[
+    int | None,
+    typer.Option(metavar="SEED", help="Seeded random weights for everything without a file; reports say so."),
+]
+MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Largest batch of one engine call.")]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", metavar="BACKEND:DEVICE", help="Such as openvino:cpu. Repeats; commas accepted."
+    ),
+]
+OneTarget = Annotated[
+    str | None, typer.Option(metavar="BACKEND:DEVICE", help="Use this engine of the bundle.")
+]
+OnePrecision = Annotated[Precision | None, typer.Option(help="Use an engine of this precision.")]
+ResampleOption = Annotated[
+    Resample | None,
+    typer.Option(help="`exact` as the weights' own transform, or `fast`; default: the recipe's."),
+]
+
+
+def _pairs(entries: list[str] | None) -> dict[str, Path]:
+    pairs: dict[str, Path] = {}
+    for entry in entries or []:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--weights {entry!r}: expected NAME=PATH")
+        pairs[name] = Path(path)
+    return pairs
+
+
+def _targets(entries: list[str] | None) -> list[Target]:
+    texts = [text for entry in entries or [] for text in entry.split(",") if text.strip()]
+    return list(dict.fromkeys(Target.parse(text) for text in texts))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Steps on stderr, and only where somebody looks at it."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"vsa-rt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Visual-sentiment ensembles as one engine: build, run, and prove parity with PyTorch."""
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can build and run, measured, and how to install what is missing."""
+    from vsa_rt import render
+    from vsa_rt.pipeline.diagnose import diagnose
+
+    with _progress() as progress:
+        progress("measuring a small convolution on every target")
+        found = diagnose()
+    render.diagnosis(found, as_json)
+    if not any(t.usable for t in found.targets):
+        raise typer.Exit(3)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one, or a recipe file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the shipped recipes, or show one."""
+    from vsa_rt import render
+    from vsa_rt.recipe import find_recipe, read_recipe, shipped_names
+
+    if name is None:
+        render.recipe_list([read_recipe(find_recipe(n)) for n in shipped_names()], as_json)
+        return
+    path = find_recipe(name)
+    render.recipe(read_recipe(path), path, as_json)
+
+
+@app.command()
+def fit(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a TOML file.")],
+    data: Annotated[
+        Path, typer.Option(help="labels.csv (file,label) beside images/, or one folder per label.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The head file, .safetensors; its report goes beside it.")
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Of folds, weights and order.")] = 0,
+    folds: Annotated[int | None, typer.Option(min=2, help="Instead of the recipe's.")] = None,
+    weights: Weights = None,
+    random_weights: RandomSeed = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder for features; default $XDG_CACHE_HOME/vsa-rt.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the recipe's head on the frozen features of labelled photographs."""
+    from vsa_rt import render
+    from vsa_rt.pipeline.fit import FitOptions
+    from vsa_rt.pipeline.fit import fit as fit_head
+    from vsa_rt.recipe import find_recipe, read_recipe
+
+    path = find_recipe(recipe)
+    with _progress() as progress:
+        options = FitOptions(
+            seed=seed,
+            folds=folds,
+            weights=_pairs(weights),
+            random_seed=random_weights,
+            cache=cache,
+            progress=progress,
+        )
+        report, rejected = fit_head(read_recipe(path), path.parent, data, out, options)
+    render.fit(report, rejected, out, as_json)
+    if rejected:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def export(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a TOML file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new directory.")],
+    data: Data = None,
+    weights: Weights = None,
+    random_weights: RandomSeed = None,
+    max_batch: MaxBatch = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Export checkpoints to one ONNX graph and compare it with PyTorch."""
+    from vsa_rt import render
+    from vsa_rt.pipeline.export import ExportOptions
+    from vsa_rt.pipeline.export import export as export_recipe
+    from vsa_rt.recipe import find_recipe, read_recipe
+
+    path = find_recipe(recipe)
+    with _progress() as progress:
+        options = ExportOptions(
+            data=data,
+            weights=_pairs(weights),
+            random_seed=random_weights,
+            max_batch=max_batch,
+            progress=progress,
+        )
+        manifest = export_recipe(read_recipe(path), path.parent, out, options)
+    render.manifest(manifest, out, as_json)
+
+
+@app.command()
+def build(
+    source: Annotated[str, typer.Argument(metavar="RECIPE|DIR|MODEL.onnx", help="What to build.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The new bundle.")],
+    target: Targets = None,
+    precision: Annotated[
+        BuildPrecision,
+        typer.Option(help="`auto`: every precision of each target; the fastest that holds leads."),
+    ] = BuildPrecision.AUTO,
+    data: Data = None,
+    weights: Weights = None,
+    random_weights: RandomSeed = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Labels and preprocessing of a bare ONNX file; else features only.")
+    ] = None,
+    max_batch: MaxBatch = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Build a bundle: export, lower, compile, gate and measure."""
+    from vsa_rt import render
+    from vsa_rt.pipeline.build import BuildOptions
+    from vsa_rt.pipeline.build import build as build_bundle
+
+    with _progress() as progress:
+        options = BuildOptions(
+            data=data,
+            weights=_pairs(weights),
+            random_seed=random_weights,
+            max_batch=max_batch,
+            progress=progress,
+            targets=_targets(target),
+            precision=None if precision is BuildPrecision.AUTO else Precision(precision.value),
+            recipe=recipe,
+        )
+        manifest = build_bundle(source, out, options)
+    render.manifest(manifest, out, as_json)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Verify a bundle's files and show what it holds."""
+    from vsa_rt import render
+    from vsa_rt.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.verify()
+    render.manifest(opened.manifest, bundle, as_json)
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images and folders.")],
+    output: Annotated[
+        Format | None, typer.Option("--format", help="Default: a table on a terminal, else JSON lines.")
+    ] = None,
+    target: OneTarget = None,
+    precision: OnePrecision = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per engine call; default: max-batch.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine; default: all.")] = None,
+    resample: ResampleOption = None,
+    glob: Annotated[
+        str | None, typer.Option(help="Take only files of a folder with such names: '*.jpg'.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Print the TOP best scores; 0 prints all.")] = 10,
+) -> None:
+    """Say the sentiment of images. A bad item gets its error; the others are unharmed."""
+    from vsa_rt import render
+    from vsa_rt.runtime.load import load, usable_cores
+    from vsa_rt.runtime.sources import items_from_paths
+
+    items = list(items_from_paths(paths, glob))
+    cores = threads or usable_cores()
+    # Many images: one engine stream per core gives the most images per second. Few: the shortest call.
+    streams = cores if len(items) > 4 * cores else 1
+    with load(
+        bundle,
+        target=target,
+        precision=precision,
+        threads=cores,
+        streams=streams,
+        resample=resample,
+        batch=batch,
+    ) as runtime:
+        failed = render.results(items, runtime, output.value if output else None, top)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Photographs, with labels or without; by default the bundle's own golden tensors."),
+    ] = None,
+    target: OneTarget = None,
+    precision: OnePrecision = None,
+    resample: ResampleOption = None,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a bundle with its reference, tap by tap and label by label; exit 1 when a gate fails."""
+    from vsa_rt import render
+    from vsa_rt.bundle import Bundle
+    from vsa_rt.pipeline.check import CheckOptions, check_golden
+    from vsa_rt.pipeline.check import check as check_bundle
+
+    with _progress() as progress:
+        options = CheckOptions(
+            target=Target.parse(target) if target else None,
+            precision=precision,
+            resample=resample,
+            weights=_pairs(weights),
+            progress=progress,
+        )
+        opened = Bundle.open(bundle)
+        found = check_bundle(opened, data, options) if data else check_golden(opened, options)
+    render.check(found, as_json)
+    if not found.passed or found.rejected:
+        raise typer.Exit(FAILED)
+
+
+def main() -> None:
+    """Entry point: one line on stderr and an exit code for every error that vsa-rt raises on purpose."""
+    # A path may hold bytes that are not UTF-8; printing it must not end the run.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except VsaError as error:
+        typer.echo(f"vsa-rt: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

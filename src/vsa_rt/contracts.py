@@ -1,0 +1,141 @@
+"""The nouns that every stage shares: small frozen records and closed lists of words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import msgspec
+
+from vsa_rt.errors import UsageError
+
+#: Pillow's own bomb limit, twice ``Image.MAX_IMAGE_PIXELS``; more pixels than this are refused.
+MAX_PIXELS = 178_956_970
+
+
+class Precision(str, Enum):
+    """The dtype policy that is written into a graph."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Task(str, Enum):
+    """What a head's scores mean."""
+
+    BINARY = "binary"
+    SINGLE_LABEL = "single-label"
+    MULTI_LABEL = "multi-label"
+    DISTRIBUTION = "distribution"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Resample(str, Enum):
+    """How the host resizes: to the last bit as the weights' own transform, or faster."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine runs, written ``backend:device``.
+
+    Attributes:
+        backend: A key of ``vsa_rt.engines.table.BACKENDS``, such as ``openvino``.
+        device: The backend's own word for the device, such as ``cpu``.
+    """
+
+    backend: str
+    device: str
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``backend:device``.
+
+        Raises:
+            UsageError: The text has another form.
+        """
+        backend, colon, device = text.strip().partition(":")
+        if not colon or not backend or not device:
+            raise UsageError(f"target {text!r}: expected BACKEND:DEVICE, such as openvino:cpu")
+        return cls(backend, device)
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.device}"
+
+
+class ResizeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How one graph input is made from an upright RGB image of any size.
+
+    Attributes:
+        height: Final height in pixels.
+        width: Final width in pixels.
+        fit: ``shortest`` resizes the shorter edge to ``scale`` and keeps the aspect; ``warp`` resizes to
+            exactly ``height`` x ``width``. A centre crop to the final size follows ``shortest``.
+        scale: Length of the shorter edge after ``shortest``; 0 with ``warp``.
+        kernel: Interpolation kernel, with antialiasing, as Pillow computes it.
+    """
+
+    height: int
+    width: int
+    fit: Literal["shortest", "warp"]
+    kernel: Literal["bicubic", "bilinear"]
+    scale: int = 0
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"size {self.height} x {self.width} must be positive")
+        if self.fit == "shortest" and self.scale < max(self.height, self.width):
+            raise ValueError(f"scale {self.scale} is shorter than the crop {self.height} x {self.width}")
+        if self.fit == "warp" and self.scale:
+            raise ValueError("scale has no meaning with fit = warp")
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size ``(height, width)`` of the whole image after the resize, before the crop."""
+        if self.fit == "warp":
+            return self.height, self.width
+        # torchvision.transforms.functional.resize with one int: the longer edge is truncated.
+        if width <= height:
+            return int(self.scale * height / width), self.scale
+        return self.scale, int(self.scale * width / height)
+
+    def crop_offset(self, height: int, width: int) -> tuple[int, int]:
+        """Offset ``(top, left)`` of the centre crop inside an image resized to ``(height, width)``."""
+        # torchvision.transforms.functional.center_crop rounds half to even.
+        return round((height - self.height) / 2.0), round((width - self.width) / 2.0)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and shape of one engine input or output; ``None`` stands for the batch axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Sentiment:
+    """What one image says.
+
+    Attributes:
+        label: The winning label; ``None`` for multi-label and distribution tasks.
+        labels: The labels over the decision threshold (multi-label only, else empty).
+        scores: Label to score, in the recipe's order.
+        scores_kind: ``softmax``, ``independent`` or ``distribution``.
+    """
+
+    label: str | None
+    scores: dict[str, float]
+    scores_kind: str
+    labels: tuple[str, ...] = ()

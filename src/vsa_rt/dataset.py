@@ -1,0 +1,125 @@
+"""A folder of labelled photographs: ``labels.csv`` beside ``images/``, or one folder per label."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vsa_rt.errors import DatasetError, ItemError
+from vsa_rt.recipe import contained
+
+_IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
+)
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One labelled file; ``label`` is ``None`` in a folder without labels."""
+
+    path: Path
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Photographs in a fixed order, and the entries that could not be used.
+
+    Attributes:
+        photographs: Sorted by path.
+        rejected: Entries with the reason why each was left out.
+    """
+
+    photographs: list[Photograph]
+    rejected: list[ItemError] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels that occur, sorted."""
+        return sorted({p.label for p in self.photographs if p.label is not None})
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every photograph has a label."""
+        return bool(self.photographs) and all(p.label is not None for p in self.photographs)
+
+
+def _from_csv(folder: Path) -> Dataset:
+    table = folder / "labels.csv"
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    photographs: dict[Path, Photograph] = {}
+    rejected: list[ItemError] = []
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = csv.DictReader(stream)
+            if not rows.fieldnames or not {"file", "label"} <= set(rows.fieldnames):
+                raise DatasetError(f"{table}: expected the columns file,label; got {rows.fieldnames}")
+            for number, row in enumerate(rows, start=2):
+                name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+                entry = f"{table}, line {number}"
+                path = contained(images, name) if name else None
+                if not name or not label:
+                    rejected.append(ItemError(entry, "a file and a label are expected"))
+                elif path is None:
+                    rejected.append(ItemError(entry, f"{name!r} leaves the folder {images}"))
+                elif not path.is_file():
+                    rejected.append(ItemError(entry, f"no file {path}"))
+                elif path in photographs:
+                    rejected.append(ItemError(entry, f"{name!r} is listed twice; the first line counts"))
+                else:
+                    photographs[path] = Photograph(path, label)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{table}: cannot be read: {error}") from error
+    return Dataset([photographs[p] for p in sorted(photographs)], rejected)
+
+
+def _images_below(folder: Path, root: Path, label: str | None) -> tuple[list[Photograph], list[ItemError]]:
+    photographs: list[Photograph] = []
+    rejected: list[ItemError] = []
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or path.suffix.lower() not in _IMAGE_SUFFIXES:
+            continue
+        inside = contained(root, str(path.relative_to(root)))
+        if inside is None:
+            rejected.append(ItemError(str(path), f"the link leaves the folder {root} or loops"))
+        elif inside.is_file():
+            photographs.append(Photograph(path, label))
+    return photographs, rejected
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read a folder of photographs.
+
+    Args:
+        folder: With ``labels.csv`` (columns ``file,label``; files relative to ``images/`` or to the folder),
+            or with one sub-folder per label, or with photographs alone (no labels then).
+
+    Returns:
+        The photographs, sorted by path, and the rejected entries.
+
+    Raises:
+        DatasetError: No such folder, no usable photograph, or an unreadable table.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: not a folder")
+    if (folder / "labels.csv").is_file():
+        found = _from_csv(folder)
+    else:
+        children = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        flat = sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES)
+        photographs: list[Photograph] = []
+        rejected: list[ItemError] = []
+        if flat or not children:
+            photographs, rejected = _images_below(folder, folder, None)
+        else:
+            for child in children:
+                some, bad = _images_below(child, folder, child.name)
+                photographs += some
+                rejected += bad
+        found = Dataset(photographs, rejected)
+    if not found.photographs:
+        why = f"; the first of {len(found.rejected)} rejected: {found.rejected[0]}" if found.rejected else ""
+        raise DatasetError(f"{folder}: no photograph found{why}")
+    return found

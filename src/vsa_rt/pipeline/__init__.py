@@ -1,0 +1,1 @@
+"""Build, fit and check: the only modules that join all the others."""

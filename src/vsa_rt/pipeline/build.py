@@ -1,0 +1,295 @@
+"""A recipe, an export or an ONNX file to a bundle: lower, compile, gate, measure, choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from vsa_rt.bench import clock
+from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
+from vsa_rt.contracts import Precision, Target
+from vsa_rt.engines import table
+from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.engines.select import input_specs, output_specs
+from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError
+from vsa_rt.manifest import EngineRecord, GateRecord, GraphRecord, Manifest, Rejection
+from vsa_rt.pipeline.export import GRAPH, ExportOptions, Judged, export_into, gate_photographs, run_reference
+from vsa_rt.pipeline.gate import decides, judge, record_of, tolerance_for
+from vsa_rt.pipeline.reference import Reference, find_reference
+from vsa_rt.recipe import find_recipe, read_recipe
+from vsa_rt.runtime.load import usable_cores
+
+#: Rounds of the interleaved measurement that ranks the engines.
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class BuildOptions(ExportOptions):
+    """What to build.
+
+    Attributes:
+        targets: Where engines shall run; empty for every target that is usable here.
+        precision: Only this one; ``None`` for every precision of each target.
+        recipe: Labels and preprocessing of a bare ONNX file.
+    """
+
+    targets: list[Target] = field(default_factory=list)
+    precision: Precision | None = None
+    recipe: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One target and precision on its way to an engine."""
+
+    target: Target
+    precision: Precision
+
+    @property
+    def folder(self) -> str:
+        return f"engines/{self.target.backend}-{self.target.device}-{self.precision}"
+
+    def __str__(self) -> str:
+        return f"{self.target} {self.precision}"
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A candidate whose engine is there and open."""
+
+    candidate: _Candidate
+    files: list[str]
+    session: Session
+    gate: GateRecord
+
+
+def _candidates(options: BuildOptions) -> tuple[list[_Candidate], list[Rejection]]:
+    """What to build, and what cannot be built here.
+
+    Raises:
+        UsageError: A target is unknown, or has no such precision.
+        EnvironmentUnusable: A target that was asked for, or every one, is not usable.
+    """
+    wanted: list[_Candidate] = []
+    rejected: list[Rejection] = []
+    for target in options.targets or table.targets():
+        found = table.probe(target)
+        known = table.backend(target.backend).precisions
+        precisions = [p for p in known if options.precision in (None, p)]
+        if options.targets and not found.usable:
+            raise EnvironmentUnusable(f"target {target}: {found.reason}; {found.install}")
+        if options.targets and not precisions:
+            raise UsageError(
+                f"target {target} has no precision {options.precision}; it has {', '.join(map(str, known))}"
+            )
+        if not found.usable:
+            reason = f"{found.reason}; {found.install}"
+            rejected.append(Rejection(target=str(target), precision="", reason=reason))
+        wanted += [_Candidate(target, p) for p in precisions if found.usable]
+    if not wanted:
+        reasons = "; ".join(f"{r.target}: {r.reason}" for r in rejected)
+        raise EnvironmentUnusable(
+            f"no target is usable here ({reasons})" if reasons else "no target has that precision"
+        )
+    return wanted, rejected
+
+
+def _lower(folder: Path, manifest: Manifest, precisions: set[Precision]) -> dict[Precision, str]:
+    """Write the lowered graphs. Returns precision -> file name."""
+    import onnx
+
+    from vsa_rt.export.precision import lower
+
+    graphs = {Precision.FP32: GRAPH}
+    source: onnx.ModelProto | None = None
+    trunk = [t.name for t in manifest.taps if t.name not in ("features", "logits", "scores")]
+    for precision in sorted(precisions - {Precision.FP32}):
+        source = source or onnx.load_from_string((folder / GRAPH).read_bytes())
+        name = f"graph.{precision}.onnx"
+        (folder / name).write_bytes(lower(source, precision, trunk).SerializeToString())
+        graphs[precision] = name
+    return graphs
+
+
+def _compile(
+    folder: Path, candidate: _Candidate, graph: bytes, manifest: Manifest
+) -> tuple[list[str], Session]:
+    """Build one engine and open it."""
+    engine_folder = folder / candidate.folder
+    engine_folder.mkdir(parents=True)
+    backend = table.backend(candidate.target.backend)
+    names = backend.build(graph, engine_folder)
+    session = backend.open(
+        [(engine_folder / name).read_bytes() for name in names],
+        input_specs(manifest),
+        output_specs(manifest),
+        OpenOptions(max_batch=manifest.max_batch, threads=usable_cores()),
+    )
+    return [f"{candidate.folder}/{name}" for name in names], session
+
+
+def _measure(built: list[_Built], max_batch: int, judged: Judged) -> dict[str, dict[str, float]]:
+    """Median latency in ms by candidate and batch, every candidate interleaved with the others, on photographs."""
+    found: dict[str, dict[str, float]] = {str(b.candidate): {} for b in built}
+    photographs = judged[0][0].candidate
+    for batch in sorted({1, max_batch}):
+        inputs = {
+            n: np.ascontiguousarray(np.resize(a, (batch, *a.shape[1:]))) for n, a in photographs.items()
+        }
+        calls = {str(b.candidate): (lambda slot=b.session.slots[0], i=inputs: slot.run(i)) for b in built}
+        for name, samples in clock.measure(calls, ROUNDS).items():
+            found[name][str(batch)] = round(clock.median_ms(samples), 3)
+    return found
+
+
+def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, Reference, Judged]:
+    """Fill the folder with everything but lowered graphs and engines."""
+    path = Path(source)
+    if (path / MANIFEST).is_file():
+        bundle = Bundle.open(path)
+        kept = [n for n in bundle.manifest.files if not n.startswith("engines/") and n != "graph.bf16.onnx"]
+        for name in kept:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(bundle.read(name))
+        manifest = msgspec.structs.replace(
+            bundle.manifest,
+            engines=[],
+            rejected=[],
+            max_batch=options.max_batch,
+            graphs=bundle.manifest.graphs[:1],
+        )
+        options.progress("loading the reference")
+        reference = find_reference(bundle, options.weights)
+    elif path.suffix == ".onnx":
+        from vsa_rt.pipeline.adopt import adopt_into
+
+        return adopt_into(folder, path, options.recipe, options.max_batch, options.data)
+    else:
+        recipe_path = find_recipe(source)
+        return export_into(folder, read_recipe(recipe_path), recipe_path.parent, options)
+    options.progress(f"running the {reference.name} reference on photographs")
+    return manifest, reference, run_reference(reference, manifest.inputs, gate_photographs(options.data))
+
+
+def _engines(
+    folder: Path, manifest: Manifest, reference: Reference, judged: Judged, options: BuildOptions
+) -> tuple[list[_Built], list[Rejection], list[GraphRecord]]:
+    """Build, open and gate every candidate."""
+    candidates, rejected = _candidates(options)
+    options.progress("lowering precision")
+    graphs = _lower(folder, manifest, {c.precision for c in candidates})
+    built: list[_Built] = []
+    for candidate in candidates:
+        options.progress(f"building {candidate}")
+        try:
+            graph = (folder / graphs[candidate.precision]).read_bytes()
+            files, session = _compile(folder, candidate, graph, manifest)
+        except EnvironmentUnusable as error:
+            if options.targets:
+                raise
+            rejected.append(
+                Rejection(target=str(candidate.target), precision=str(candidate.precision), reason=str(error))
+            )
+            continue
+        options.progress(f"gate: {candidate} against {reference.name}")
+        parity = judge(
+            str(candidate),
+            reference.name,
+            judged,
+            session.slots[0].run,
+            tolerance_for(candidate.precision),
+            manifest.labels if decides(manifest) else [],
+            reference.labels,
+            manifest.max_batch,
+        )
+        built.append(_Built(candidate, files, session, record_of(parity)))
+    opset = manifest.graphs[0].opset
+    records = [GraphRecord(path=name, precision=str(p), opset=opset) for p, name in graphs.items()]
+    return built, rejected, records
+
+
+def _drop_failed(
+    folder: Path, built: list[_Built], options: BuildOptions
+) -> tuple[list[_Built], list[Rejection]]:
+    """Leave out engines that failed their gate.
+
+    Raises:
+        GateError: One that was asked for by name failed, or none is left.
+    """
+    import shutil
+
+    failed = [b for b in built if not b.gate.passed]
+    reasons = [f"{b.candidate}: {'; '.join(b.gate.reasons)}" for b in failed]
+    if failed and (options.targets or options.precision or len(failed) == len(built)):
+        raise GateError(f"failed parity: {' | '.join(reasons)}")
+    for b in failed:
+        shutil.rmtree(folder / b.candidate.folder)
+    rejections = [
+        Rejection(
+            target=str(b.candidate.target),
+            precision=str(b.candidate.precision),
+            reason=f"failed parity: {'; '.join(b.gate.reasons)}",
+        )
+        for b in failed
+    ]
+    return [b for b in built if b.gate.passed], rejections
+
+
+def _record(b: _Built, latency: dict[str, float]) -> EngineRecord:
+    found = table.probe(b.candidate.target)
+    return EngineRecord(
+        target=str(b.candidate.target),
+        precision=str(b.candidate.precision),
+        achieved=b.session.achieved,
+        folder=b.candidate.folder,
+        files=b.files,
+        version=found.version,
+        machine=found.machine,
+        latency_ms=latency,
+        gate=b.gate,
+    )
+
+
+def build(source: str, out: Path, options: BuildOptions) -> Manifest:
+    """Build a bundle.
+
+    Args:
+        source: A shipped recipe's name, a recipe file, an exported or built bundle, or an ONNX file.
+        out: The new bundle; it appears whole or not at all.
+        options: Targets, precision, weights, photographs.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        GateError: A stage left its tolerance; nothing is written.
+        EnvironmentUnusable: No target can be used.
+    """
+    with new_folder(out) as work:
+        manifest, reference, judged = _start(source, work, options)
+        built, rejected, graphs = _engines(work, manifest, reference, judged, options)
+        good, failed = _drop_failed(work, built, options)
+        options.progress("measuring")
+        latency = _measure(good, manifest.max_batch, judged)
+        engines = sorted(
+            (_record(b, latency[str(b.candidate)]) for b in good),
+            key=lambda e: next(iter(e.latency_ms.values())),
+        )
+        for b in built:
+            b.session.close()
+        first = engines[0]
+        others = ", ".join(f"{e.target} {e.precision} {e.latency_ms['1']:.1f} ms" for e in engines[1:])
+        chosen = f"{first.target} {first.precision}: fastest at batch 1 ({first.latency_ms['1']:.1f} ms"
+        return seal_folder(
+            work,
+            msgspec.structs.replace(
+                manifest,
+                graphs=graphs,
+                engines=engines,
+                rejected=rejected + failed,
+                chosen=f"{chosen}; {others})" if others else f"{chosen}, the only one)",
+            ),
+        )

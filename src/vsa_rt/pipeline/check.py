@@ -1,0 +1,182 @@
+"""Parity of a bundle against its reference: over a folder of photographs, or over its own golden tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vsa_rt.bench.parity import Comparison, Parity
+from vsa_rt.bundle import Bundle
+from vsa_rt.contracts import Precision, Resample, Target
+from vsa_rt.dataset import read_dataset
+from vsa_rt.engines.backend import OpenOptions
+from vsa_rt.engines.select import open_session
+from vsa_rt.errors import BundleError, EnvironmentUnusable, ItemError, UsageError
+from vsa_rt.golden import read_golden
+from vsa_rt.manifest import EngineRecord
+from vsa_rt.pipeline.export import Progress, silent
+from vsa_rt.pipeline.gate import Run, decides, run_in_parts, tolerance_for
+from vsa_rt.pipeline.images import PhotographFeed
+from vsa_rt.pipeline.reference import Reference, find_reference
+from vsa_rt.runtime.load import usable_cores
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a check found.
+
+    Attributes:
+        reference: ``torch``, ``onnx`` or ``golden``.
+        why: Why the reference is not torch; empty if it is.
+        parities: One per stage: the graph, then every engine that can run here.
+        refused: Engine folder to the reason why it was not checked.
+        rejected: Photographs that could not be read.
+    """
+
+    reference: str
+    why: str
+    parities: list[Parity]
+    refused: dict[str, str]
+    rejected: list[ItemError]
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and everything held."""
+        return bool(self.parities) and all(p.passed for p in self.parities)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check.
+
+    Attributes:
+        target: Only engines of this target.
+        precision: Only engines of this precision.
+        resample: How the host resizes.
+        weights: Where checkpoints moved.
+        progress: Told of every step.
+    """
+
+    target: Target | None = None
+    precision: Precision | None = None
+    resample: Resample | None = None
+    weights: dict[str, Path] | None = None
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    precision: Precision
+    run: Run
+
+
+def _wanted(engine: EngineRecord, options: CheckOptions) -> bool:
+    return (options.target is None or engine.target == str(options.target)) and (
+        options.precision is None or engine.precision == options.precision
+    )
+
+
+def _stages(bundle: Bundle, options: CheckOptions) -> tuple[list[_Stage], dict[str, str]]:
+    """Every engine that fits and can be opened here."""
+    stages: list[_Stage] = []
+    refused: dict[str, str] = {}
+    open_options = OpenOptions(max_batch=bundle.manifest.max_batch, threads=usable_cores())
+    engines = [e for e in bundle.manifest.engines if _wanted(e, options)]
+    if bundle.manifest.engines and not engines:
+        there = ", ".join(f"{e.target} {e.precision}" for e in bundle.manifest.engines)
+        raise UsageError(f"{bundle.root}: no engine for that request; it holds {there}")
+    for engine in engines:
+        try:
+            session = open_session(bundle, engine, open_options)
+        except EnvironmentUnusable as error:
+            refused[engine.folder] = str(error)
+            continue
+        name = f"{engine.target} {engine.precision}"
+        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run))
+    if engines and not stages:
+        reasons = "; ".join(f"{k}: {v}" for k, v in refused.items())
+        raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")
+    return stages, refused
+
+
+def _graph_stage(bundle: Bundle, reference: Reference) -> list[_Stage]:
+    """The ONNX graph, where ONNX Runtime is there and the graph is not the reference itself."""
+    if reference.name == "onnx":
+        return []
+    try:
+        from vsa_rt.engines.onnxruntime import GraphExecutor
+
+        executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
+    except ImportError:
+        return []
+    return [_Stage("onnx", Precision.FP32, executor.run)]
+
+
+def _comparison(
+    stage: _Stage, bundle: Bundle, reference: str, labels: list[str], resample: Resample
+) -> Comparison:
+    tolerance = tolerance_for(stage.precision, resample)
+    decided = bundle.manifest.labels if decides(bundle.manifest) else []
+    return Comparison(stage.name, reference, tolerance, decided, labels)
+
+
+def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
+    """Compare the engines with the golden tensors: needs neither torch nor photographs.
+
+    Raises:
+        BundleError: The bundle is damaged or has no golden tensors.
+    """
+    bundle.verify()
+    golden = read_golden(bundle.read(bundle.manifest.golden))
+    inputs = {k.removeprefix("input."): v for k, v in golden.items() if k.startswith("input.")}
+    taps = {k.removeprefix("tap."): v for k, v in golden.items() if k.startswith("tap.")}
+    names = [f"golden {i}" for i in range(len(next(iter(inputs.values()))))]
+    stages, refused = _stages(bundle, options)
+    parities = []
+    for stage in stages:
+        comparison = _comparison(stage, bundle, "golden", list(bundle.manifest.labels), Resample.EXACT)
+        comparison.add_taps(names, taps, run_in_parts(stage.run, inputs, bundle.manifest.max_batch))
+        parities.append(comparison.result())
+    return Check("golden", "no --data given: the bundle's own golden tensors", parities, refused, [])
+
+
+def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
+    """Compare graph and engines with the reference over a folder of photographs.
+
+    Args:
+        bundle: What to check.
+        data: A folder as ``read_dataset`` takes it; with labels, accuracies are compared too.
+        options: Which engines, and where weights are.
+
+    Raises:
+        BundleError: The bundle is damaged or takes no images.
+        DatasetError: No photograph can be read.
+    """
+    manifest = bundle.manifest
+    if any(i.resize is None for i in manifest.inputs):
+        raise BundleError(
+            f"{bundle.root}: takes ready tensors only; check it without --data, on its golden tensors"
+        )
+    bundle.verify()
+    dataset = read_dataset(data)
+    options.progress("loading the reference")
+    reference = find_reference(bundle, options.weights)
+    stages, refused = _stages(bundle, options)
+    stages = _graph_stage(bundle, reference) + stages
+    default = manifest.recipe.resample if manifest.recipe else Resample.EXACT
+    resample = options.resample or default
+    feed = PhotographFeed(manifest.inputs, reference.prepare, resample)
+    comparisons = [_comparison(s, bundle, reference.name, reference.labels, resample) for s in stages]
+    seen = 0
+    for batch in feed.batches(dataset.photographs):
+        seen += len(batch.photographs)
+        options.progress(f"comparing {seen} of {len(dataset.photographs)} photographs")
+        taps = reference.run(batch.reference)
+        truth = [p.label for p in batch.photographs]
+        for stage, comparison in zip(stages, comparisons, strict=True):
+            comparison.add_inputs(batch.names, batch.reference, batch.candidate)
+            outputs = run_in_parts(stage.run, batch.candidate, manifest.max_batch)
+            comparison.add_taps(batch.names, taps, outputs, truth)
+    parities = [c.result() for c in comparisons]
+    return Check(reference.name, reference.why, parities, refused, dataset.rejected + feed.rejected)

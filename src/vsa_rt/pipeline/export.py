@@ -1,0 +1,214 @@
+"""Checkpoint to torch to ONNX, each step compared with the one before it; writes a bundle without engines."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vsa_rt.bundle import new_folder, seal_folder
+from vsa_rt.contracts import Precision, Task
+from vsa_rt.dataset import Photograph, read_dataset
+from vsa_rt.errors import EnvironmentUnusable, GateError
+from vsa_rt.golden import golden_to_bytes
+from vsa_rt.manifest import (
+    SCHEMA,
+    CheckpointRecord,
+    GateRecord,
+    GraphRecord,
+    InputRecord,
+    Manifest,
+    TapRecord,
+)
+from vsa_rt.pipeline.gate import Arrays, judge, record_of, tolerance_for
+from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs
+from vsa_rt.pipeline.reference import HEAD, Reference
+from vsa_rt.recipe import Recipe
+from vsa_rt.version import __version__
+
+GRAPH = "graph.onnx"
+GOLDEN = "golden.npz"
+GOLDEN_IMAGES = 4
+#: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
+GATE_IMAGES = 64
+#: Called with one sentence as each step begins.
+Progress = Callable[[str], None]
+#: A reference's outputs over some photographs, to hold several candidates against.
+Judged = list[tuple[PreparedBatch, Arrays]]
+
+
+def silent(_step: str) -> None:
+    """Progress that goes nowhere."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What export and build have in common.
+
+    Attributes:
+        data: Photographs for the gates; by default those that the export extra's packages ship.
+        weights: Backbone name, or ``head``, to a file to use instead of the recipe's.
+        random_seed: Seeded weights for everything that has no file.
+        max_batch: Largest batch of one engine call.
+        progress: Told of every step.
+    """
+
+    data: Path | None = None
+    weights: dict[str, Path] = field(default_factory=dict)
+    random_seed: int | None = None
+    max_batch: int = 8
+    progress: Progress = silent
+
+
+def gate_photographs(data: Path | None) -> list[Photograph]:
+    """Photographs for a gate at build time, evenly chosen if there are many.
+
+    Raises:
+        DatasetError: ``data`` holds none.
+        EnvironmentUnusable: No ``data``, and no package that ships some.
+    """
+    if data is None:
+        try:
+            from vsa_rt.export.photographs import shipped_photographs
+        except ImportError as error:
+            raise EnvironmentUnusable(
+                f"{error.name} is not installed; pip install 'vsa-rt[export]'"
+            ) from error
+        return as_photographs(shipped_photographs())
+    found = read_dataset(data).photographs
+    step = max(1, -(-len(found) // GATE_IMAGES))
+    return found[::step]
+
+
+def run_reference(
+    reference: Reference, inputs: Sequence[InputRecord], photographs: list[Photograph]
+) -> Judged:
+    """The reference's taps over photographs."""
+    feed = PhotographFeed(inputs, reference.prepare)
+    return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
+
+
+def write_golden(folder: Path, judged: Judged) -> None:
+    """Store the inputs and taps of the first photographs."""
+    batch, taps = judged[0]
+    inputs = {name: array[:GOLDEN_IMAGES] for name, array in batch.reference.items()}
+    (folder / GOLDEN).write_bytes(golden_to_bytes(inputs, {n: a[:GOLDEN_IMAGES] for n, a in taps.items()}))
+
+
+def require(gate: GateRecord) -> GateRecord:
+    """The gate, if it holds.
+
+    Raises:
+        GateError: It does not.
+    """
+    if not gate.passed:
+        raise GateError(f"gate {gate.stage} against {gate.reference}: {'; '.join(gate.reasons)}")
+    return gate
+
+
+def new_manifest(
+    *,
+    recipe: Recipe | None,
+    labels: list[str],
+    task: Task,
+    inputs: list[InputRecord],
+    taps: list[TapRecord],
+    max_batch: int,
+    checkpoints: dict[str, CheckpointRecord],
+    opset: int,
+    gates: list[GateRecord],
+) -> Manifest:
+    """The manifest of a bundle that has a graph and no engines yet."""
+    return Manifest(
+        schema=SCHEMA,
+        vsa_rt=__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        recipe=recipe,
+        labels=labels,
+        task=task,
+        inputs=inputs,
+        taps=taps,
+        max_batch=max_batch,
+        checkpoints=checkpoints,
+        graphs=[GraphRecord(path=GRAPH, precision=str(Precision.FP32), opset=opset)],
+        gates=gates,
+        engines=[],
+        rejected=[],
+        chosen="",
+        golden=GOLDEN,
+        files={},
+    )
+
+
+def export_into(
+    folder: Path, recipe: Recipe, recipe_folder: Path, options: ExportOptions
+) -> tuple[Manifest, Reference, Judged]:
+    """Export a recipe into an existing folder.
+
+    Returns:
+        The manifest (not sealed), the reference, and its outputs over the gate's photographs.
+
+    Raises:
+        GateError: The ONNX graph does not say what the torch model says.
+    """
+    try:
+        from vsa_rt.engines.onnxruntime import GraphExecutor
+        from vsa_rt.export.ensemble import load_ensemble
+        from vsa_rt.export.graph import OPSET, graph_from_ensemble
+    except ImportError as error:
+        raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
+    options.progress("loading checkpoints")
+    ensemble = load_ensemble(recipe, recipe_folder, options.weights, options.random_seed)
+    reference = Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)
+    inputs, taps = ensemble.module.inputs, ensemble.module.taps
+    options.progress("running the PyTorch reference on photographs")
+    judged = run_reference(reference, inputs, gate_photographs(options.data))
+    options.progress("exporting one ONNX graph")
+    graph = graph_from_ensemble(ensemble.module).SerializeToString()
+    (folder / GRAPH).write_bytes(graph)
+    (folder / HEAD).write_bytes(ensemble.head_file)
+    write_golden(folder, judged)
+    options.progress("gate: ONNX against PyTorch")
+    gate = judge(
+        "onnx",
+        reference.name,
+        judged,
+        GraphExecutor(graph).run,
+        tolerance_for(Precision.FP32),
+        recipe.labels if options.random_seed is None else [],
+        reference.labels,
+        options.max_batch,
+    )
+    manifest = new_manifest(
+        recipe=recipe,
+        labels=list(recipe.labels),
+        task=recipe.task,
+        inputs=inputs,
+        taps=taps,
+        max_batch=options.max_batch,
+        checkpoints=ensemble.checkpoints,
+        opset=OPSET,
+        gates=[require(record_of(gate))],
+    )
+    return manifest, reference, judged
+
+
+def export(recipe: Recipe, recipe_folder: Path, out: Path, options: ExportOptions) -> Manifest:
+    """Export a recipe to a bundle without engines.
+
+    Args:
+        recipe: What to export.
+        recipe_folder: For the recipe's relative paths.
+        out: The new directory; it appears whole or not at all.
+        options: Weights, photographs, batch.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        GateError: The graph does not say what the torch model says; nothing is written.
+    """
+    with new_folder(out) as work:
+        manifest, _, _ = export_into(work, recipe, recipe_folder, options)
+        return seal_folder(work, manifest)

@@ -1,0 +1,99 @@
+"""Photographs for gates: decoded once, prepared by the reference and by the runtime, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vsa_rt.contracts import Resample
+from vsa_rt.dataset import Photograph
+from vsa_rt.errors import DatasetError, ItemError
+from vsa_rt.manifest import InputRecord
+from vsa_rt.runtime.decode import decode
+from vsa_rt.runtime.preprocess import Preprocessor
+
+#: An upright RGB picture to every input ``(H, W, 3)``.
+Prepare = Callable[[Image.Image], dict[str, NDArray[np.uint8]]]
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """Some photographs as graph inputs, twice.
+
+    Attributes:
+        photographs: Which they are.
+        reference: Inputs ``(N, H, W, 3)`` by the reference's transform.
+        candidate: The same by the runtime's host code.
+    """
+
+    photographs: list[Photograph]
+    reference: dict[str, NDArray[np.uint8]]
+    candidate: dict[str, NDArray[np.uint8]]
+
+    @property
+    def names(self) -> list[str]:
+        """What to call them in reports."""
+        return [p.path.name for p in self.photographs]
+
+
+@dataclass
+class PhotographFeed:
+    """Reads photographs in batches.
+
+    Attributes:
+        inputs: What the graph takes.
+        prepare: The reference's transform.
+        resample: How the runtime resizes.
+        rejected: Photographs that could not be read, filled while reading.
+    """
+
+    inputs: Sequence[InputRecord]
+    prepare: Prepare
+    resample: Resample = Resample.EXACT
+    rejected: list[ItemError] = field(default_factory=list)
+
+    def batches(self, photographs: Sequence[Photograph]) -> Iterator[PreparedBatch]:
+        """Every readable photograph, ``BATCH`` at a time.
+
+        Raises:
+            DatasetError: None of them can be read.
+        """
+        specs = {i.name: i.resize for i in self.inputs if i.resize is not None}
+        host = Preprocessor(specs, self.resample)
+        read = 0
+        for start in range(0, len(photographs), BATCH):
+            good: list[Photograph] = []
+            reference: list[dict[str, NDArray[np.uint8]]] = []
+            candidate: list[dict[str, NDArray[np.uint8]]] = []
+            for photograph in photographs[start : start + BATCH]:
+                rows = {n: np.empty((s.height, s.width, 3), np.uint8) for n, s in specs.items()}
+                try:
+                    host.write(photograph.path, rows, item=str(photograph.path))
+                    pixels = decode(photograph.path, item=str(photograph.path))
+                except ItemError as error:
+                    self.rejected.append(error)
+                    continue
+                good.append(photograph)
+                reference.append(self.prepare(Image.fromarray(pixels)))
+                candidate.append(rows)
+            if good:
+                read += len(good)
+                yield PreparedBatch(good, _stack(reference), _stack(candidate))
+        if not read:
+            first = f"; the first: {self.rejected[0]}" if self.rejected else ""
+            raise DatasetError(f"none of {len(photographs)} photographs can be read{first}")
+
+
+def _stack(rows: list[dict[str, NDArray[np.uint8]]]) -> dict[str, NDArray[np.uint8]]:
+    return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+
+
+def as_photographs(paths: Sequence[Path]) -> list[Photograph]:
+    """Photographs without labels."""
+    return [Photograph(p, None) for p in paths]

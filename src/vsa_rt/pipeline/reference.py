@@ -1,0 +1,126 @@
+"""What parity is measured against: the torch model rebuilt from the manifest, or the bundle's FP32 graph."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vsa_rt.bundle import Bundle
+from vsa_rt.contracts import ResizeSpec
+from vsa_rt.errors import CheckpointError, EnvironmentUnusable, VsaError
+from vsa_rt.pipeline.gate import Run
+from vsa_rt.pipeline.images import Prepare
+from vsa_rt.recipe import Recipe
+
+HEAD = "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Something to be held against.
+
+    Attributes:
+        name: ``torch`` or ``onnx``.
+        why: Why it is not torch; empty if it is.
+        labels: In the order of its scores.
+        prepare: Its transform.
+        run: Every tap of one batch.
+    """
+
+    name: str
+    why: str
+    labels: list[str]
+    prepare: Prepare
+    run: Run
+
+
+def pillow_prepare(specs: dict[str, ResizeSpec]) -> Prepare:
+    """The resize by Pillow itself, independent of the runtime's own code."""
+    kernels = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+    def one(picture: Image.Image, spec: ResizeSpec) -> Image.Image:
+        height, width = spec.resized(picture.height, picture.width)
+        top, left = spec.crop_offset(height, width)
+        whole = picture.resize((width, height), kernels[spec.kernel])
+        return whole.crop((left, top, left + spec.width, top + spec.height))
+
+    return lambda picture: {name: np.asarray(one(picture, spec)) for name, spec in specs.items()}
+
+
+def _recipe_folder(bundle: Bundle, folder: Path) -> tuple[Recipe, dict[str, Path]]:
+    """The manifest's recipe with the bundle's own copy of the head."""
+    recipe = bundle.manifest.recipe
+    if recipe is None or recipe.graph is not None:
+        raise CheckpointError("the bundle was built from an ONNX file, not from checkpoints")
+    weights: dict[str, Path] = {}
+    if HEAD in bundle.manifest.files:
+        path = folder / HEAD
+        path.write_bytes(bundle.read(HEAD))
+        weights["head"] = path
+    return recipe, weights
+
+
+def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
+    """Rebuild the torch model that the bundle was made from.
+
+    Args:
+        bundle: Its manifest holds the recipe and the checkpoints' hashes.
+        weights: Where checkpoints moved.
+
+    Raises:
+        EnvironmentUnusable: torch is not installed.
+        CheckpointError: A checkpoint is gone, or is not the one that was built from.
+    """
+    try:
+        from vsa_rt.export.ensemble import load_ensemble
+    except ImportError as error:
+        raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
+    records = bundle.manifest.checkpoints
+    seeds = {r.random_seed for name, r in records.items() if name != "head"}
+    seed = next(iter(seeds)) if len(seeds) == 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        recipe, given = _recipe_folder(bundle, Path(folder))
+        moved = {
+            name: Path(r.found) for name, r in records.items() if name != "head" and Path(r.found).is_file()
+        }
+        ensemble = load_ensemble(recipe, Path(folder), given | moved | weights, seed)
+    for name, record in ensemble.checkpoints.items():
+        if record.sha256 != records[name].sha256:
+            raise CheckpointError(
+                f"checkpoint of {name!r}: {record.found} has SHA-256 {record.sha256[:12]}…, the bundle was built "
+                f"from {records[name].sha256[:12]}…; name that file with --weights {name}=PATH"
+            )
+    return Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)
+
+
+def onnx_reference(bundle: Bundle, why: str) -> Reference:
+    """The bundle's FP32 graph, run by ONNX Runtime.
+
+    Raises:
+        EnvironmentUnusable: ONNX Runtime is not installed.
+    """
+    try:
+        from vsa_rt.engines.onnxruntime import GraphExecutor
+
+        executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
+    except ImportError as error:
+        raise EnvironmentUnusable(f"no reference: {why}; and {error.name} is not installed") from error
+    specs = {i.name: i.resize for i in bundle.manifest.inputs if i.resize is not None}
+    return Reference("onnx", why, list(bundle.manifest.labels), pillow_prepare(specs), executor.run)
+
+
+def find_reference(bundle: Bundle, weights: dict[str, Path] | None = None) -> Reference:
+    """The torch model if it can be rebuilt, else the FP32 graph with the reason.
+
+    A file named with ``weights`` that does not fit is an error, not a reason to take the graph.
+    """
+    if weights:
+        return torch_reference(bundle, weights)
+    try:
+        return torch_reference(bundle, {})
+    except VsaError as error:
+        return onnx_reference(bundle, str(error))

@@ -1,0 +1,1 @@
+"""Shipped recipes and heads: package data, read by ``vsa_rt.recipe``."""
