@@ -206,7 +206,7 @@ readable_pairs(int step, int32_t width) {
     _mm_storeu_si128((__m128i *)(p),        \
         _mm_packus_epi16(_mm_packs_epi32(v[0], v[1]), _mm_packs_epi32(v[2], v[3])))
 #define PACK16(v) _mm_packus_epi16(_mm_packs_epi32(v[0], v[1]), _mm_packs_epi32(v[2], v[3]))
-#include __FILE__
+#include "_resample.c"
 
 #define SUFFIX _avx2
 #define TARGET __attribute__((target("avx2")))
@@ -227,7 +227,7 @@ readable_pairs(int step, int32_t width) {
     _mm_packus_epi16(                                                                               \
         _mm_packs_epi32(_mm256_castsi256_si128(v[0]), _mm256_extracti128_si256(v[0], 1)),           \
         _mm_packs_epi32(_mm256_castsi256_si128(v[1]), _mm256_extracti128_si256(v[1], 1)))
-#include __FILE__
+#include "_resample.c"
 
 #define AVX512_SPLAT(value) _mm512_set1_epi32(value)
 #define AVX512_LOAD(p) _mm512_loadu_si512((const void *)(p))
@@ -252,7 +252,7 @@ readable_pairs(int step, int32_t width) {
 #define FINISH AVX512_FINISH
 #define STORE_GROUP AVX512_STORE_GROUP
 #define PACK16 AVX512_PACK16
-#include __FILE__
+#include "_resample.c"
 
 #define SUFFIX _vnni
 #define TARGET __attribute__((target("avx2,avx512f,avx512bw,avx512vnni")))
@@ -265,7 +265,7 @@ readable_pairs(int step, int32_t width) {
 #define FINISH AVX512_FINISH
 #define STORE_GROUP AVX512_STORE_GROUP
 #define PACK16 AVX512_PACK16
-#include __FILE__
+#include "_resample.c"
 
 #undef VSA_BODY
 #endif /* VSA_X86 */
