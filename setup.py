@@ -11,6 +11,7 @@ setup(
         Extension(
             "vsa_rt.runtime._resample",
             sources=["runtime/_resample.c"],
+            depends=["runtime/_resample_vector.h"],
             define_macros=[("Py_LIMITED_API", "0x030A0000")],
             extra_compile_args=["-O3"],
             py_limited_api=True,

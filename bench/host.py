@@ -26,7 +26,8 @@ from rich.table import Table
 from vsa_rt.contracts import Resample, ResizeSpec
 from vsa_rt.errors import ItemError
 from vsa_rt.runtime import resample
-from vsa_rt.runtime.decode import decode, jpeg_decoder
+from vsa_rt.runtime.decode import decode
+from vsa_rt.runtime.jpeg import jpeg_decoder
 from vsa_rt.runtime.preprocess import Preprocessor
 
 #: The three inputs of the quickstart's EfficientNet-lite ensemble.

@@ -40,3 +40,8 @@ def shipped_photographs() -> list[Path]:
             "pip install 'vsa-rt[export]', or name a folder with --data"
         )
     return found
+
+
+if __name__ == "__main__":
+    for photograph in shipped_photographs():
+        print(photograph)

@@ -11,14 +11,9 @@ reads every header, decides every doubtful case and decodes everything else.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import os
-import re
 import stat
-import struct
-import zlib
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,8 +31,9 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from vsa_rt.contracts import MAX_PIXELS
 from vsa_rt.errors import ItemError
+from vsa_rt.runtime.jpeg import pixels_from_jpeg
+from vsa_rt.runtime.pixels import DECODING_ERRORS, Refused, check_size, orientation, pixels_from_pillow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,45 +47,6 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 2**31
 
 _FORMATS = "JPEG, PNG, GIF, WebP, AVIF, BMP, TIFF or PPM"
-
-# Everything that Pillow's readers are known to raise on hostile or broken files. Warnings are there for callers
-# who turn them into errors.
-_DECODING_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Warning,
-)
-
-_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class _Refused(Exception):
-    """The reason why an item cannot be decoded."""
-
-
-def jpeg_decoder() -> Literal["opencv", "pillow"]:
-    """Say which library decodes ordinary JPEG files here."""
-    return "pillow" if _opencv() is None else "opencv"
 
 
 def decode(
@@ -121,21 +78,21 @@ def decode(
         if isinstance(source, np.ndarray):
             return _from_array(source)
         if isinstance(source, Image.Image):
-            return _from_pillow(source, own=False)
+            return pixels_from_pillow(source, own=False)
         if isinstance(source, (str, os.PathLike)):
             data = _read(os.fspath(source))
         elif isinstance(source, (bytes, bytearray, memoryview)):
             data = bytes(source)
         else:
-            raise _Refused(
+            raise Refused(
                 f"expected a path, encoded bytes, a PIL image or uint8 pixels (H, W, 3), got {type(source).__name__}"
             )
         return _from_bytes(data, at_least, decoder)
-    except _Refused as error:
+    except Refused as error:
         raise ItemError(item, str(error)) from None
     except MemoryError:
         raise ItemError(item, "not enough memory to decode it") from None
-    except _DECODING_ERRORS as error:
+    except DECODING_ERRORS as error:
         raise ItemError(item, f"not a readable image: {_text(error)}") from error
 
 
@@ -144,17 +101,10 @@ def _text(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
-def _check_size(width: int, height: int) -> None:
-    if width < 1 or height < 1:
-        raise _Refused(f"an image without pixels: {width} x {height}")
-    if width * height > MAX_PIXELS:
-        raise _Refused(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
-
-
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise _Refused(f"expected a uint8 array (H, W, 3), got {array.dtype} {array.shape}")
-    _check_size(array.shape[1], array.shape[0])
+        raise Refused(f"expected a uint8 array (H, W, 3), got {array.dtype} {array.shape}")
+    check_size(array.shape[1], array.shape[0])
     return np.asarray(array)
 
 
@@ -175,27 +125,27 @@ def _read(path: str | bytes) -> bytes:
             info = os.fstat(file.fileno())
             _check_regular(info)
             if info.st_size > MAX_FILE_BYTES:
-                raise _Refused(f"a file of {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
+                raise Refused(f"a file of {info.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed")
             head = file.read(512) or b""
             if head:
                 _check_kind(head)
             return head + (file.read() or b"")
     except FileNotFoundError:
-        raise _Refused("no such file") from None
+        raise Refused("no such file") from None
     except PermissionError:
-        raise _Refused("no permission to read the file") from None
+        raise Refused("no permission to read the file") from None
     except OSError as error:
-        raise _Refused(f"the file cannot be read: {error.strerror or _text(error)}") from None
+        raise Refused(f"the file cannot be read: {error.strerror or _text(error)}") from None
     except ValueError as error:  # a NUL character, or one that the file system cannot encode
-        raise _Refused(f"not a path: {_text(error)}") from None
+        raise Refused(f"not a path: {_text(error)}") from None
 
 
 def _check_regular(info: os.stat_result) -> None:
     if stat.S_ISREG(info.st_mode):
         return
     if stat.S_ISDIR(info.st_mode):
-        raise _Refused("a folder, expected an image file")
-    raise _Refused(f"{_SPECIAL.get(stat.S_IFMT(info.st_mode), 'a special file')}, expected an image file")
+        raise Refused("a folder, expected an image file")
+    raise Refused(f"{_SPECIAL.get(stat.S_IFMT(info.st_mode), 'a special file')}, expected an image file")
 
 
 _SPECIAL = {
@@ -221,11 +171,11 @@ def _check_kind(head: bytes) -> None:
     """Refuse, by name, what people do pass but Pillow would only call unknown.
 
     Raises:
-        _Refused: The bytes begin a video, a HEIF picture, or a page of markup.
+        Refused: The bytes begin a video, a HEIF picture, or a page of markup.
     """
     box, brand = head[4:8], head[8:12]
     if box == b"ftyp" and brand in _HEIF_BRANDS:
-        raise _Refused("a HEIF picture: not supported; convert it to JPEG or PNG")
+        raise Refused("a HEIF picture: not supported; convert it to JPEG or PNG")
     transport_stream = head[:1] == head[188:189] == head[376:377] == b"\x47"
     if (
         transport_stream
@@ -233,39 +183,36 @@ def _check_kind(head: bytes) -> None:
         or (box in _VIDEO_BOXES and brand not in _STILL_BRANDS)
         or (head[:4] == b"RIFF" and brand == b"AVI ")
     ):
-        raise _Refused("a video: not supported yet; pass its frames")
+        raise Refused("a video: not supported yet; pass its frames")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if start.startswith((b"<!doctype html", b"<html")):
-        raise _Refused(f"an HTML page, expected an image ({_FORMATS})")
+        raise Refused(f"an HTML page, expected an image ({_FORMATS})")
     if start.startswith((b"<svg", b"<?xml")):
-        raise _Refused(f"a drawing or document in XML, expected an image ({_FORMATS})")
-
-
-# Encoded images
+        raise Refused(f"a drawing or document in XML, expected an image ({_FORMATS})")
 
 
 def _from_bytes(data: bytes, at_least: tuple[int, int] | None, decoder: str) -> NDArray[np.uint8]:
     if not data:
-        raise _Refused("empty (0 bytes), expected an image")
+        raise Refused("empty (0 bytes), expected an image")
     name, reader = _reader(data)
     try:
         # The readers are called directly. Image.open would try more formats, among them EPS, which runs
         # Ghostscript, and would warn about large images through the process-wide state of `warnings`.
         image = reader(io.BytesIO(data))
-        _check_size(*image.size)
+        check_size(*image.size)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             reduced = at_least is not None and _draft(image, at_least)
             if not reduced and decoder == "auto":
-                pixels = _with_opencv(image, data)
+                pixels = pixels_from_jpeg(image, data)
                 if pixels is not None:
                     return pixels
-        return _from_pillow(image, own=True)
-    except _Refused:
+        return pixels_from_pillow(image, own=True)
+    except Refused:
         raise
     except MemoryError:
         raise
-    except _DECODING_ERRORS as error:
-        raise _Refused(f"a damaged, truncated or unusual {name} file: {_text(error)}") from error
+    except DECODING_ERRORS as error:
+        raise Refused(f"a damaged, truncated or unusual {name} file: {_text(error)}") from error
 
 
 def _reader(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFile]]:
@@ -279,7 +226,7 @@ def _reader(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFil
         return "GIF", GifImagePlugin.GifImageFile
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         if not WebPImagePlugin.SUPPORTED:
-            raise _Refused("a WebP image, which this build of Pillow cannot read")
+            raise Refused("a WebP image, which this build of Pillow cannot read")
         return "WebP", WebPImagePlugin.WebPImageFile
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return "TIFF", TiffImagePlugin.TiffImageFile
@@ -289,207 +236,17 @@ def _reader(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFil
         return "PPM", PpmImagePlugin.PpmImageFile
     if data[4:8] == b"ftyp" and data[8:12] in _STILL_BRANDS:
         if not AvifImagePlugin.SUPPORTED:
-            raise _Refused("an AVIF image, which this build of Pillow cannot read")
+            raise Refused("an AVIF image, which this build of Pillow cannot read")
         return "AVIF", AvifImagePlugin.AvifImageFile
     _check_kind(data[:512])
-    raise _Refused(f"not an image in a format that is read here ({_FORMATS})")
+    raise Refused(f"not an image in a format that is read here ({_FORMATS})")
 
 
 def _draft(image: JpegImagePlugin.JpegImageFile, at_least: tuple[int, int]) -> bool:
     """Let a JPEG reader decode at a fraction, if the rest is large enough."""
     height, width = at_least
-    if _orientation(image) >= 5:
+    if orientation(image) >= 5:
         height, width = width, height
     before = image.size
     image.draft(None, (width, height))
     return image.size != before
-
-
-def _orientation(image: Image.Image) -> int:
-    """How to turn the image, as EXIF (or XMP) has it; 1 where nothing legible says anything."""
-    try:
-        value = image.getexif().get(_ORIENTATION, 1)
-    except _DECODING_ERRORS:
-        # Broken metadata; the pixels can be sound.
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-# Pillow
-
-
-def _from_pillow(image: Image.Image, *, own: bool) -> NDArray[np.uint8]:
-    """Load, convert and turn an image; one that is not our own stays as it is."""
-    _check_size(*image.size)
-    # Some formats keep their EXIF behind the pixels, and TIFF turns itself while loading: first load, then look.
-    image.load()
-    turn = _TRANSPOSE.get(_orientation(image))
-    _check_size(*image.size)
-    image = _rgb(image, own=own)
-    if turn is not None:
-        image = image.transpose(turn)
-    return _pixels(image)
-
-
-def _rgb(image: Image.Image, *, own: bool) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB":
-        return image
-    if mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if mode == "I":
-        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if mode == "F":
-        values = np.nan_to_num(np.asarray(image), nan=0.0, posinf=255.0, neginf=0.0)
-        return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info:
-        # convert() would look for a way to keep the transparent colour, warn, and at times fail.
-        if not own:
-            image = image.copy()
-        del image.info["transparency"]
-    try:
-        if mode == "La":
-            image = image.convert("LA")
-        return image.convert("RGB")
-    except (ValueError, KeyError):
-        raise _Refused(f"colour mode {mode} cannot be converted to RGB") from None
-
-
-class _ArrowArray(ctypes.Structure):
-    """The Arrow C data interface's ``struct ArrowArray``."""
-
-
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-    ("dictionary", ctypes.c_void_p),
-    ("release", ctypes.c_void_p),
-    ("private_data", ctypes.c_void_p),
-]
-
-
-class _Borrowed:
-    """Pillow's own pixels as numpy sees them; keeps the capsule, and thereby the pixels, alive."""
-
-    def __init__(self, capsule: object, address: int, height: int, width: int) -> None:
-        self._capsule = capsule
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "data": (address, True),
-            "shape": (height, width, 3),
-            "strides": (width * 4, 4, 1),
-        }
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels of an RGB image: Pillow's own memory (four bytes a pixel) where it lends it, else a copy."""
-    borrowed = _borrow(image)
-    return np.asarray(image) if borrowed is None else np.asarray(borrowed)
-
-
-def _borrow(image: Image.Image) -> _Borrowed | None:
-    # A quarter of a JPEG's decoding time would go into the copy. Pillow refuses the loan for images that it
-    # keeps in several blocks.
-    get_pointer = _capsule_pointer()
-    if get_pointer is None or _rows_are_padded():
-        return None
-    try:
-        _schema, capsule = image.__arrow_c_array__()
-        array = _ArrowArray.from_address(get_pointer(capsule, b"arrow_array"))
-        if array.n_children != 1 or array.offset or array.length != image.width * image.height:
-            return None
-        values = array.children[0].contents
-        if values.n_buffers != 2 or values.offset or values.length != 4 * array.length:
-            return None
-        address = values.buffers[1]
-        if not address:
-            return None
-    except (ValueError, TypeError, AttributeError):
-        return None
-    return _Borrowed(capsule, address, image.height, image.width)
-
-
-def _rows_are_padded() -> bool:
-    """Whether PILLOW_ALIGNMENT, or a call to the same effect, pads rows: the loan does not describe that."""
-    return bool(getattr(Image, "core").get_alignment() != 1)  # noqa: B009  # Pillow's types leave `core` out
-
-
-@lru_cache(maxsize=1)
-def _capsule_pointer() -> Callable[[object, bytes], int] | None:
-    try:
-        prototype = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-        return prototype(("PyCapsule_GetPointer", ctypes.pythonapi))
-    except AttributeError:  # not CPython
-        return None
-
-
-# OpenCV
-
-
-@lru_cache(maxsize=1)
-def _opencv() -> Any:
-    """The module, or ``None``; imported late because it takes a while and is an extra."""
-    try:
-        import cv2
-    except ImportError:
-        return None
-    return cv2
-
-
-# In a sound baseline file nothing but stuffed and restart markers lies between its scan's header and its end.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
-
-
-def _with_opencv(image: JpegImagePlugin.JpegImageFile, data: bytes) -> NDArray[np.uint8] | None:
-    """Decode a JPEG file whose header Pillow has read; ``None`` leaves it to Pillow.
-
-    OpenCV says nothing about a photograph that is truncated or damaged, and fills it with grey. So it gets
-    baseline files only, and only such whose markers show that the decoder will arrive at the end: there both
-    libraries accept the same files and give the same bytes. (Damage within a progressive file does not show
-    so easily.)
-    """
-    ordinary = (
-        image.mode == "RGB"
-        and image.bits == 8
-        and image.layers == 3
-        and not image.info.get("progressive")
-        and image.info.get("adobe_transform", 1) == 1
-    )
-    cv2 = _opencv() if ordinary else None
-    if cv2 is None or image.fp is None:
-        return None
-    # Pillow reads headers up to the first scan.
-    marker = _MARKER.search(data, image.fp.tell())
-    if marker is None or marker.start() != len(data) - 2 or marker[0] != b"\xff\xd9":
-        return None
-    code = np.frombuffer(data, np.uint8)
-    try:
-        if hasattr(cv2, "IMREAD_COLOR_RGB"):
-            pixels = cv2.imdecode(code, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-        else:
-            pixels = cv2.imdecode(code, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-            pixels = None if pixels is None else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        if pixels is None or pixels.shape != (image.height, image.width, 3):
-            return None
-        return _turn(cv2, pixels, _orientation(image))
-    except cv2.error:
-        return None
-
-
-def _turn(cv2: Any, pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation == 1:
-        return pixels
-    turned: NDArray[np.uint8]
-    if orientation in (2, 3, 4):
-        turned = cv2.flip(pixels, {2: 1, 3: -1, 4: 0}[orientation])
-    else:
-        turned = cv2.transpose(pixels)
-        if orientation != 5:
-            turned = cv2.flip(turned, {6: 1, 7: -1, 8: 0}[orientation])
-    return turned

@@ -144,8 +144,9 @@ class Runtime:
         specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
         self._preprocessor = Preprocessor(specs, resample) if len(specs) == len(manifest.inputs) else None
         self._inputs = input_specs(manifest)
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
-        for slot in session.slots:
+        # Last in, first out: the slot used last is warm in the caches, and its request is bound already.
+        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
+        for slot in reversed(session.slots):
             self._free.put(slot)
         self._streams = threading.Semaphore(streams)
         self._hosts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vsa-host")

@@ -23,6 +23,8 @@ from PIL import Image, ImageOps
 from vsa_rt.contracts import MAX_PIXELS
 from vsa_rt.errors import ItemError
 from vsa_rt.runtime import decode as decoding
+from vsa_rt.runtime import jpeg
+from vsa_rt.runtime import pixels as pillow_pixels
 from vsa_rt.runtime.decode import decode
 
 Pixels = NDArray[np.uint8]
@@ -107,7 +109,7 @@ def test_pillows_pixels_are_borrowed_and_stay_alive() -> None:
 
 def test_pixels_that_pillow_does_not_lend_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = noise(40, 30)
-    monkeypatch.setattr(decoding, "_rows_are_padded", lambda: True)
+    monkeypatch.setattr(pillow_pixels, "_rows_are_padded", lambda: True)
     got = decode(Image.fromarray(pixels), item="x")
     np.testing.assert_array_equal(got, pixels)
     assert got.strides == (90, 3, 1)
@@ -439,7 +441,7 @@ def test_memory_that_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "_rgb", lambda image, own: fail(image))
+    monkeypatch.setattr(pillow_pixels, "_rgb", lambda image, own: fail(image))
     assert reason(encoded(photograph(4, 4), "PNG")) == "not enough memory to decode it"
 
 
@@ -477,15 +479,15 @@ def test_opencv_gives_pillows_pixels(
     subsampling: str, progressive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[bool] = []
-    original = decoding._with_opencv
+    original = jpeg.pixels_from_jpeg
 
     def spy(*arguments: Any) -> Pixels | None:
         result = original(*arguments)
         used.append(result is not None)
         return result
 
-    monkeypatch.setattr(decoding, "_with_opencv", spy)
-    assert decoding.jpeg_decoder() == "opencv"
+    monkeypatch.setattr(decoding, "pixels_from_jpeg", spy)
+    assert jpeg.jpeg_decoder() == "opencv"
     for height, width in ((1, 1), (5, 7), (16, 16), (31, 33), (3, 255), (255, 3), (241, 319)):
         for options in ({}, {"restart_marker_rows": 1}, {"optimize": True}):
             for quality in (20, 95):
@@ -539,8 +541,8 @@ def test_jpegs_that_opencv_is_not_asked_for() -> None:
 
 
 def test_without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_opencv", lambda: None)
-    assert decoding.jpeg_decoder() == "pillow"
+    monkeypatch.setattr(jpeg, "_opencv", lambda: None)
+    assert jpeg.jpeg_decoder() == "pillow"
     data = encoded(photograph(24, 32), "JPEG")
     np.testing.assert_array_equal(decode(data, item="x"), expected(data))
 

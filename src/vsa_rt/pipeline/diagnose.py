@@ -14,7 +14,7 @@ from vsa_rt.doctor import Machine, describe_machine
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.errors import EnvironmentUnusable
-from vsa_rt.runtime import decode, resample
+from vsa_rt.runtime import jpeg, resample
 from vsa_rt.runtime.load import usable_cores
 
 ROUNDS = 15
@@ -140,4 +140,4 @@ def diagnose() -> Diagnosis:
             )
         )
     resize = resample.implementation()
-    return Diagnosis(describe_machine(), targets, resize, decode.jpeg_decoder(), _advice(targets, resize))
+    return Diagnosis(describe_machine(), targets, resize, jpeg.jpeg_decoder(), _advice(targets, resize))

@@ -1,0 +1,53 @@
+"""The last line of ``make demo``: how exact and how fast a bundle is against PyTorch, measured now."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from vsa_rt.bench import clock
+from vsa_rt.bench.first_light import THREADS, ready_tensors, torch_call
+from vsa_rt.bundle import Bundle
+from vsa_rt.runtime.load import load
+
+ROUNDS = 11
+
+
+def main() -> None:
+    """Measure and print two sentences."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    bundle = Bundle.open(parser.parse_args().bundle)
+    from vsa_rt.export.photographs import shipped_photographs
+
+    paths = shipped_photographs()
+    batch = bundle.manifest.max_batch
+    speeds, gaps, flips = [], [], 0
+    with load(bundle, threads=THREADS) as runtime:
+        engine = runtime.choice.engine
+        for size in (1, batch):
+            inputs = ready_tensors(bundle, paths, size)
+            eager = torch_call(bundle, inputs)
+            samples = clock.measure({"torch": eager, "fused": lambda i=inputs: runtime.infer(i)}, ROUNDS)  # type: ignore[misc]
+            speeds.append(
+                (size, clock.ratio(samples["torch"], samples["fused"]), clock.median_ms(samples["fused"]))
+            )
+        for start in range(0, len(paths), batch):
+            inputs = ready_tensors(bundle, paths[start : start + batch], len(paths[start : start + batch]))
+            eager = torch_call(bundle, inputs)
+            reference, scores = eager()["scores"], runtime.infer(inputs)["scores"]
+            gaps.append(float(np.abs(reference - scores).max()))
+            flips += int((reference.argmax(1) != scores.argmax(1)).sum())
+    fast = "; ".join(f"batch {n}: {ms:.1f} ms, {r.median:.1f} times as fast" for n, r, ms in speeds)
+    sys.stdout.write(
+        f"parity: {flips} of {len(paths)} labels differ from PyTorch fp32, scores by at most {max(gaps):.1g} "
+        f"({engine.target} {engine.precision})\n"
+        f"speed against PyTorch eager fp32, {THREADS} threads each: {fast} ({engine.target} {engine.precision})\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
