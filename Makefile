@@ -3,12 +3,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 BUNDLE := build/quickstart.bundle
-# Photographs that scikit-image and scikit-learn ship.
-PHOTOGRAPHS = $$($(BIN)/python -m vsa_rt.export.photographs)
+# Copies of the photographs that scikit-image and scikit-learn ship.
+PHOTOGRAPHS := build/photographs
 
 .PHONY: demo test check wheel wheel-test clean
 
-demo: $(BUNDLE)
+demo: $(BUNDLE) $(PHOTOGRAPHS)
 	$(BIN)/vsa-rt run $(BUNDLE) $(PHOTOGRAPHS) --format table
 	$(BIN)/python -m vsa_rt.bench.demo $(BUNDLE)
 
@@ -25,12 +25,16 @@ wheel: .venv/.dev
 	$(BIN)/python -m build --wheel --outdir dist .
 
 # The built wheel in an empty environment without torch: recipes are there, a bundle runs.
-wheel-test: wheel $(BUNDLE)
+wheel-test: wheel $(BUNDLE) $(PHOTOGRAPHS)
 	PYTHON="$(PYTHON)" .ci/wheel-test $(BUNDLE) $(PHOTOGRAPHS)
 
 $(BUNDLE): .venv/.all $(wildcard src/vsa_rt/recipes/*) $(wildcard export/*.py)
 	$(BIN)/vsa-rt build quickstart -o $(BUNDLE)
 	@touch $(BUNDLE)
+
+$(PHOTOGRAPHS): .venv/.all
+	$(BIN)/python -m vsa_rt.export.photographs $(PHOTOGRAPHS)
+	@touch $(PHOTOGRAPHS)
 
 .venv/.all: pyproject.toml setup.py constraints.txt runtime/_resample.c
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'

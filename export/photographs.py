@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -42,6 +44,13 @@ def shipped_photographs() -> list[Path]:
     return found
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Copy them into a folder: ``python -m vsa_rt.export.photographs FOLDER``."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     for photograph in shipped_photographs():
-        print(photograph)
+        shutil.copyfile(photograph, folder / photograph.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -136,7 +136,9 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this one, or a recipe file.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show this one, or a recipe file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the shipped recipes, or show one."""
@@ -152,7 +154,7 @@ def recipes(
 
 @app.command()
 def fit(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a TOML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")],
     data: Annotated[
         Path, typer.Option(help="labels.csv (file,label) beside images/, or one folder per label.")
     ],
@@ -192,7 +194,7 @@ def fit(
 
 @app.command()
 def export(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name or a TOML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="The new directory.")],
     data: Data = None,
     weights: Weights = None,
@@ -259,7 +261,7 @@ def build(
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle's files and show what it holds."""
@@ -273,7 +275,7 @@ def inspect(
 
 @app.command()
 def run(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images and folders.")],
     output: Annotated[
         Format | None, typer.Option("--format", help="Default: a table on a terminal, else JSON lines.")
@@ -315,7 +317,7 @@ def run(
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
     data: Annotated[
         Path | None,
         typer.Option(help="Photographs, with labels or without; by default the bundle's own golden tensors."),

@@ -6,9 +6,9 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vsa_rt.recipe import Recipe
     from vsa_rt.runtime.fused import Runtime
 
+T = TypeVar("T")
 #: Version of every JSON document and line (docs/json.md).
 SCHEMA = 1
 
@@ -184,9 +185,8 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
         console.print(f"\ndefault: {escape(shown.chosen)}")
     for r in shown.rejected:
         console.print(f"left out: {escape(f'{r.target} {r.precision}'.strip())}: {escape(r.reason)}")
-    seeds = sorted({str(c.random_seed) for c in shown.checkpoints.values() if c.random_seed is not None})
-    if seeds:
-        console.print(f"[bold yellow]random weights[/] (seed {', '.join(seeds)}): its labels mean nothing")
+    if warning := _random_weights(shown):
+        console.print(f"[bold yellow]{warning}[/]")
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -222,6 +222,7 @@ def check(found: Check, as_json: bool) -> None:
             passed=found.passed,
             reference=found.reference,
             why=found.why,
+            random_weights=found.random_weights,
             stages=stages,
             refused=found.refused,
             rejected=_errors(found.rejected),
@@ -230,6 +231,8 @@ def check(found: Check, as_json: bool) -> None:
     console = Console()
     why = f" ({escape(found.why)})" if found.why else ""
     console.print(f"reference: {found.reference}{why}\n")
+    if found.random_weights:
+        console.print("[bold yellow]random weights: judged at the taps only, the labels mean nothing[/]\n")
     for parity in found.parities:
         console.print(_parity_table(parity))
         kl = f", mean KL {parity.kl:.2e}" if parity.kl is not None else ""
@@ -305,23 +308,46 @@ def _write_table(lines: Iterable[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def _random_weights(manifest: Manifest) -> str:
+    """A warning for bundles whose labels mean nothing; empty for all others."""
+    seeds = sorted({c.random_seed for c in manifest.checkpoints.values() if c.random_seed is not None})
+    return f"random weights (seed {', '.join(map(str, seeds))}): the labels mean nothing" if seeds else ""
+
+
+def _with_progress(items: Sequence[T], shown: bool) -> Iterator[T]:
+    """The items, with a bar on stderr while they are consumed."""
+    if not shown:
+        yield from items
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(items)
+
+
 def results(items: Sequence[str], runtime: Runtime, output: str | None, top: int) -> int:
-    """Run items and print them as they come.
+    """Run items and print them as they come; which engine ran, and why, goes to stderr.
 
     Returns:
         How many could not be processed.
     """
     failed = 0
+    chosen = output or ("table" if sys.stdout.isatty() else "jsonl")
+    # Lines that scroll on the same terminal would fight with the bar.
+    bar = sys.stderr.isatty() and (chosen == "table" or not sys.stdout.isatty())
 
     def lines() -> Iterable[dict[str, Any]]:
         nonlocal failed
-        for path, result in zip(items, runtime.map(items), strict=True):
+        for path, result in zip(_with_progress(items, bar), runtime.map(items), strict=True):
             failed += isinstance(result, ItemError)
             yield _line(path, result, top)
 
-    chosen = output or ("table" if sys.stdout.isatty() else "jsonl")
     {"table": _write_table, "jsonl": _write_lines, "csv": _write_csv}[chosen](lines())
-    if sys.stderr.isatty() or chosen == "table":
-        note = f"{len(items)} items, {failed} failed; {runtime.choice.why}"
-        Console(stderr=True).print(escape(note), style="dim", soft_wrap=True)
+    sys.stdout.flush()
+    notes = [f"{len(items)} items, {failed} failed; {runtime.choice.why}; resize {runtime.resample}"]
+    notes += [f"not used: {folder}: {reason}" for folder, reason in runtime.choice.refused.items()]
+    notes += [warning] if (warning := _random_weights(runtime.manifest)) else []
+    for note in notes:
+        Console(stderr=True, highlight=False).print(escape(note), style="dim", soft_wrap=True)
     return failed

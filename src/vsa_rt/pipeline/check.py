@@ -31,6 +31,7 @@ class Check:
         parities: One per stage: the graph, then every engine that can run here.
         refused: Engine folder to the reason why it was not checked.
         rejected: Photographs that could not be read.
+        random_weights: Whether the bundle's weights are random, so that its labels decide nothing.
     """
 
     reference: str
@@ -38,6 +39,7 @@ class Check:
     parities: list[Parity]
     refused: dict[str, str]
     rejected: list[ItemError]
+    random_weights: bool
 
     @property
     def passed(self) -> bool:
@@ -121,6 +123,10 @@ def _comparison(
     return Comparison(stage.name, reference, tolerance, decided, labels)
 
 
+def _random(bundle: Bundle) -> bool:
+    return any(c.random_seed is not None for c in bundle.manifest.checkpoints.values())
+
+
 def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
     """Compare the engines with the golden tensors: needs neither torch nor photographs.
 
@@ -138,7 +144,9 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
         comparison = _comparison(stage, bundle, "golden", list(bundle.manifest.labels), Resample.EXACT)
         comparison.add_taps(names, taps, run_in_parts(stage.run, inputs, bundle.manifest.max_batch))
         parities.append(comparison.result())
-    return Check("golden", "no --data given: the bundle's own golden tensors", parities, refused, [])
+    return Check(
+        "golden", "no --data given: the bundle's own golden tensors", parities, refused, [], _random(bundle)
+    )
 
 
 def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
@@ -179,4 +187,6 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
             outputs = run_in_parts(stage.run, batch.candidate, manifest.max_batch)
             comparison.add_taps(batch.names, taps, outputs, truth)
     parities = [c.result() for c in comparisons]
-    return Check(reference.name, reference.why, parities, refused, dataset.rejected + feed.rejected)
+    return Check(
+        reference.name, reference.why, parities, refused, dataset.rejected + feed.rejected, _random(bundle)
+    )
