@@ -23,6 +23,8 @@ def _options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A graph of a stranger may name files of this machine as its weights: there is no folder to find them in.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
     return options
 
 

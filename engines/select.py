@@ -96,9 +96,11 @@ def open_best(
                 fastest = (
                     "the only one that fits" if len(engines) - len(refused) == 1 else "the fastest that fits"
                 )
+                here = table.probe(Target.parse(engine.target)).machine
+                moved = "" if here == engine.machine else f", and this is {here}"
                 why = (
                     f"{engine.target} {engine.precision}: {fastest}; "
-                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}"
+                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}{moved}"
                 )
                 return Opened(session, engine, why, refused)
         refused[engine.folder] = reason

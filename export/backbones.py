@@ -21,7 +21,7 @@ from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.export.checkpoint import RENAME, load_weights, read_checkpoint
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Backbone, locate
+from vsa_rt.recipe import Backbone, locate, where_found
 
 #: An upright RGB picture to the network's uint8 input ``(H, W, 3)``: the weights' own transform.
 Transform = Callable[[Image.Image], NDArray[np.uint8]]
@@ -151,7 +151,7 @@ def _load(
     state, sha256 = read_checkpoint(path, "" if weights else checkpoint.sha256)
     state = RENAME[checkpoint.format](state, network)
     load_weights(network, state, f"checkpoint {path} of backbone {name!r}", _classifier_prefixes(network))
-    return CheckpointRecord(sha256=sha256, found=str(weights) if weights else checkpoint.path)
+    return CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else checkpoint.path))
 
 
 def load_backbone(

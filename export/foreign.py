@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,33 +21,55 @@ from vsa_rt.recipe import GraphInput, Recipe
 _MAX_BYTES = 2**31
 
 
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph and its nodes' graphs hold."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def graph_from_bytes(data: bytes, where: str) -> onnx.ModelProto:
+    """Parse and check an ONNX model of unknown origin.
+
+    Raises:
+        UsageError: Invalid, or with weights in other files.
+    """
+    try:
+        model = onnx.load_from_string(data)
+        # External data may name any file of this machine: it is refused unread.
+        outside = next(
+            (t.name for t in _tensors(model.graph) if t.data_location == TensorProto.EXTERNAL), None
+        )
+        if outside is None:
+            onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and the checker's errors share no base
+        text = str(error).strip().splitlines()
+        raise UsageError(
+            f"{where}: not a valid ONNX model: {text[0] if text else type(error).__name__}"
+        ) from error
+    if outside is not None:
+        raise UsageError(f"{where}: tensor {outside!r} lies in another file; save the model in one file")
+    return model
+
+
 def read_graph(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file that holds its own weights.
 
     Raises:
-        UsageError: Unreadable, invalid, or with weights in other files.
+        UsageError: Unreadable, too large, invalid, or with weights in other files.
     """
     try:
         if path.stat().st_size >= _MAX_BYTES:
             raise UsageError(f"{path}: larger than 2 GiB")
-        model = onnx.load_from_string(path.read_bytes())
-        # External data may name any file of this machine: it is refused unread.
-        outside = next(
-            (t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL), None
-        )
-        if outside is not None:
-            raise UsageError(f"{path}: tensor {outside!r} lies in another file; save the model in one file")
-        onnx.checker.check_model(model)
+        data = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except UsageError:
-        raise
-    except Exception as error:  # protobuf's and the checker's errors share no base
-        text = str(error).strip().splitlines()
-        raise UsageError(
-            f"{path}: not a valid ONNX model: {text[0] if text else type(error).__name__}"
-        ) from error
-    return model
+    return graph_from_bytes(data, str(path))
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None]:

@@ -16,7 +16,7 @@ from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.export.checkpoint import load_weights
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Recipe, locate
+from vsa_rt.recipe import Recipe, locate, where_found
 
 
 class LinearHead(nn.Module):
@@ -120,7 +120,7 @@ def load_head(
             raise CheckpointError(f"{path}: trained for {key} {purpose.get(key)}, the recipe has {wanted}")
     head = make_head(recipe, sum(widths[name] for name in recipe.head.features))
     load_weights(head, state, f"head {path}")
-    record = CheckpointRecord(sha256=sha256, found=str(weights) if weights else recipe.head.weights)
+    record = CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else recipe.head.weights))
     return head.eval().requires_grad_(False), record, data
 
 

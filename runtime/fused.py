@@ -230,6 +230,10 @@ class Runtime:
         finally:
             self._free.put(slot)
 
+    def prepare(self, *counts: int) -> None:
+        """Compile for these batch sizes now. Otherwise each is compiled at its first call (about 0.3 s)."""
+        self.session.prepare(counts)
+
     def _check_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> int:
         count = 0
         for spec in self._inputs:

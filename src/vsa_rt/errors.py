@@ -17,6 +17,9 @@ A message says what went wrong, with which item, what was expected or available,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VsaError(Exception):
     """Root of all errors that vsa-rt raises on purpose.
@@ -76,3 +79,22 @@ class ItemError(VsaError):
         super().__init__(f"{item}: {reason}")
         self.item = item
         self.reason = reason
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports of optional libraries: a missing one becomes a sentence that says how to install it.
+
+    Args:
+        extra: The extra of vsa-rt that installs what is imported inside.
+
+    Raises:
+        EnvironmentUnusable: A library is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "vsa_rt"):  # a fault of our own, not a missing library
+            raise
+        raise EnvironmentUnusable(f"{name} is not installed; pip install 'vsa-rt[{extra}]'") from error

@@ -50,7 +50,7 @@ class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
     Attributes:
         sha256: Hash of the file; of the tensors where weights are random.
-        found: The recipe's spelling of the path, or the path given with ``--weights``.
+        found: ``package:NAME/inner/path``, or the whole path where the file lay at build time.
         random_seed: The seed of random weights, else ``None``.
     """
 

@@ -349,3 +349,8 @@ def locate(path: str, folder: Path, key: str, obtain: str = "") -> Path:
             f"key `{key}`: no file {found}.{advice or ' Name it with --weights NAME=PATH.'}"
         )
     return found
+
+
+def where_found(path: Path, spelling: str) -> str:
+    """What a manifest keeps of a file's place, so that it is found again: a package's name, or the whole path."""
+    return spelling if spelling.startswith(_PACKAGE) else str(path.absolute())

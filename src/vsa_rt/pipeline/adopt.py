@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vsa_rt.errors import EnvironmentUnusable
+from vsa_rt.errors import needs
 from vsa_rt.manifest import InputRecord, Manifest
 from vsa_rt.pipeline.export import GRAPH, Judged, gate_photographs, new_manifest, run_reference, write_golden
 from vsa_rt.pipeline.gate import Run
@@ -47,12 +47,10 @@ def adopt_into(
     Returns:
         The manifest (not sealed), the reference, and its outputs.
     """
-    try:
+    with needs("export"):
         from vsa_rt.engines.onnxruntime import GraphExecutor
         from vsa_rt.export.foreign import adopt_graph, read_graph
         from vsa_rt.export.graph import OPSET
-    except ImportError as error:
-        raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
     recipe: Recipe | None = read_recipe(recipe_path) if recipe_path else None
     model, purpose = adopt_graph(read_graph(path), recipe)
     graph = model.SerializeToString()

@@ -14,7 +14,7 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.engines.select import input_specs, output_specs
-from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError
+from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
 from vsa_rt.manifest import EngineRecord, GateRecord, GraphRecord, Manifest, Rejection
 from vsa_rt.pipeline.export import GRAPH, ExportOptions, Judged, export_into, gate_photographs, run_reference
 from vsa_rt.pipeline.gate import decides, judge, record_of, tolerance_for
@@ -99,15 +99,15 @@ def _candidates(options: BuildOptions) -> tuple[list[_Candidate], list[Rejection
 
 def _lower(folder: Path, manifest: Manifest, precisions: set[Precision]) -> dict[Precision, str]:
     """Write the lowered graphs. Returns precision -> file name."""
-    import onnx
-
-    from vsa_rt.export.precision import lower
+    with needs("export"):
+        from vsa_rt.export.foreign import graph_from_bytes
+        from vsa_rt.export.precision import lower
 
     graphs = {Precision.FP32: GRAPH}
-    source: onnx.ModelProto | None = None
+    # Parsed in any case: a bundle of a stranger may hold a graph that points outside.
+    source = graph_from_bytes((folder / GRAPH).read_bytes(), GRAPH)
     trunk = [t.name for t in manifest.taps if t.name not in ("features", "logits", "scores")]
     for precision in sorted(precisions - {Precision.FP32}):
-        source = source or onnx.load_from_string((folder / GRAPH).read_bytes())
         name = f"graph.{precision}.onnx"
         (folder / name).write_bytes(lower(source, precision, trunk).SerializeToString())
         graphs[precision] = name
@@ -150,7 +150,8 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
     path = Path(source)
     if (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
-        kept = [n for n in bundle.manifest.files if not n.startswith("engines/") and n != "graph.bf16.onnx"]
+        lowered = {g.path for g in bundle.manifest.graphs[1:]}
+        kept = [n for n in bundle.manifest.files if not n.startswith("engines/") and n not in lowered]
         for name in kept:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(bundle.read(name))

@@ -106,12 +106,11 @@ def _graph_stage(bundle: Bundle, reference: Reference) -> list[_Stage]:
     """The ONNX graph, where ONNX Runtime is there and the graph is not the reference itself."""
     if reference.name == "onnx":
         return []
-    try:
-        from vsa_rt.engines.onnxruntime import GraphExecutor
+    from vsa_rt.engines.onnxruntime import GraphExecutor, OnnxRuntime
 
-        executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
-    except ImportError:
+    if not OnnxRuntime().probe("cpu").usable:
         return []
+    executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
     return [_Stage("onnx", Precision.FP32, executor.run)]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from vsa_rt.bundle import new_folder, seal_folder
 from vsa_rt.contracts import Precision, Task
 from vsa_rt.dataset import Photograph, read_dataset
-from vsa_rt.errors import EnvironmentUnusable, GateError
+from vsa_rt.errors import GateError, needs
 from vsa_rt.golden import golden_to_bytes
 from vsa_rt.manifest import (
     SCHEMA,
@@ -69,12 +69,8 @@ def gate_photographs(data: Path | None) -> list[Photograph]:
         EnvironmentUnusable: No ``data``, and no package that ships some.
     """
     if data is None:
-        try:
+        with needs("export"):
             from vsa_rt.export.photographs import shipped_photographs
-        except ImportError as error:
-            raise EnvironmentUnusable(
-                f"{error.name} is not installed; pip install 'vsa-rt[export]'"
-            ) from error
         return as_photographs(shipped_photographs())
     found = read_dataset(data).photographs
     step = max(1, -(-len(found) // GATE_IMAGES))
@@ -152,12 +148,10 @@ def export_into(
     Raises:
         GateError: The ONNX graph does not say what the torch model says.
     """
-    try:
+    with needs("export"):
         from vsa_rt.engines.onnxruntime import GraphExecutor
         from vsa_rt.export.ensemble import load_ensemble
         from vsa_rt.export.graph import OPSET, graph_from_ensemble
-    except ImportError as error:
-        raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
     options.progress("loading checkpoints")
     ensemble = load_ensemble(recipe, recipe_folder, options.weights, options.random_seed)
     reference = Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.dataset import Dataset, Photograph, read_dataset
-from vsa_rt.errors import DatasetError, EnvironmentUnusable, ItemError
+from vsa_rt.errors import DatasetError, ItemError, needs
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.recipe import Recipe
 from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.version import __version__
 
-try:
+with needs("export"):
     import torch
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
     from sklearn.model_selection import StratifiedKFold
@@ -32,8 +32,6 @@ try:
     from vsa_rt.export.ensemble import Normalise, load_backbones
     from vsa_rt.export.head import check_labels, head_to_bytes
     from vsa_rt.export.training import join_features, predict, train_head
-except ImportError as error:
-    raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
 
 Features = NDArray[np.float32]
 _BATCH = 16

@@ -11,10 +11,10 @@ from PIL import Image
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import ResizeSpec
-from vsa_rt.errors import CheckpointError, EnvironmentUnusable, VsaError
+from vsa_rt.errors import CheckpointError, VsaError, needs
 from vsa_rt.pipeline.gate import Run
 from vsa_rt.pipeline.images import Prepare
-from vsa_rt.recipe import Recipe
+from vsa_rt.recipe import locate
 
 HEAD = "head.safetensors"
 
@@ -51,17 +51,28 @@ def pillow_prepare(specs: dict[str, ResizeSpec]) -> Prepare:
     return lambda picture: {name: np.asarray(one(picture, spec)) for name, spec in specs.items()}
 
 
-def _recipe_folder(bundle: Bundle, folder: Path) -> tuple[Recipe, dict[str, Path]]:
-    """The manifest's recipe with the bundle's own copy of the head."""
-    recipe = bundle.manifest.recipe
-    if recipe is None or recipe.graph is not None:
-        raise CheckpointError("the bundle was built from an ONNX file, not from checkpoints")
-    weights: dict[str, Path] = {}
-    if HEAD in bundle.manifest.files:
-        path = folder / HEAD
-        path.write_bytes(bundle.read(HEAD))
-        weights["head"] = path
-    return recipe, weights
+def _checkpoints(bundle: Bundle, folder: Path, weights: dict[str, Path]) -> dict[str, Path]:
+    """Every file that the bundle was built from: as given, as recorded, or the bundle's own copy of the head.
+
+    Raises:
+        CheckpointError: A file is gone.
+    """
+    found = dict(weights)
+    for name, record in bundle.manifest.checkpoints.items():
+        if name in found or (record.random_seed is not None and name != "head"):
+            continue
+        if name == "head":
+            found[name] = folder / HEAD
+            found[name].write_bytes(bundle.read(HEAD))
+        elif record.found.startswith("package:"):
+            found[name] = locate(record.found, folder, f"checkpoints.{name}.found")
+        else:
+            found[name] = Path(record.found)
+            if not found[name].is_file():
+                raise CheckpointError(
+                    f"checkpoint of {name!r} lay at {record.found}; name it with --weights {name}=PATH"
+                )
+    return found
 
 
 def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
@@ -75,19 +86,15 @@ def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
         EnvironmentUnusable: torch is not installed.
         CheckpointError: A checkpoint is gone, or is not the one that was built from.
     """
-    try:
+    with needs("export"):
         from vsa_rt.export.ensemble import load_ensemble
-    except ImportError as error:
-        raise EnvironmentUnusable(f"{error.name} is not installed; pip install 'vsa-rt[export]'") from error
-    records = bundle.manifest.checkpoints
-    seeds = {r.random_seed for name, r in records.items() if name != "head"}
-    seed = next(iter(seeds)) if len(seeds) == 1 else None
+    recipe, records = bundle.manifest.recipe, bundle.manifest.checkpoints
+    if recipe is None or recipe.graph is not None:
+        raise CheckpointError("the bundle was built from an ONNX file, not from checkpoints")
+    seed = next((r.random_seed for r in records.values() if r.random_seed is not None), None)
     with tempfile.TemporaryDirectory() as folder:
-        recipe, given = _recipe_folder(bundle, Path(folder))
-        moved = {
-            name: Path(r.found) for name, r in records.items() if name != "head" and Path(r.found).is_file()
-        }
-        ensemble = load_ensemble(recipe, Path(folder), given | moved | weights, seed)
+        files = _checkpoints(bundle, Path(folder), weights)
+        ensemble = load_ensemble(recipe, Path(folder), files, seed)
     for name, record in ensemble.checkpoints.items():
         if record.sha256 != records[name].sha256:
             raise CheckpointError(
@@ -103,12 +110,10 @@ def onnx_reference(bundle: Bundle, why: str) -> Reference:
     Raises:
         EnvironmentUnusable: ONNX Runtime is not installed.
     """
-    try:
-        from vsa_rt.engines.onnxruntime import GraphExecutor
+    from vsa_rt.engines.onnxruntime import GraphExecutor
 
+    with needs("onnxruntime"):
         executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
-    except ImportError as error:
-        raise EnvironmentUnusable(f"no reference: {why}; and {error.name} is not installed") from error
     specs = {i.name: i.resize for i in bundle.manifest.inputs if i.resize is not None}
     return Reference("onnx", why, list(bundle.manifest.labels), pillow_prepare(specs), executor.run)
 
