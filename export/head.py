@@ -74,7 +74,15 @@ def _purpose(recipe: Recipe, widths: dict[str, int]) -> dict[str, str]:
 def head_to_bytes(head: nn.Module, recipe: Recipe, widths: dict[str, int]) -> bytes:
     """A head file: the weights in float32 and, as metadata, labels, features and their order."""
     tensors = {k: v.detach().contiguous() for k, v in head.state_dict().items()}
-    return save(tensors, metadata=_purpose(recipe, widths))
+    return _sorted_header(save(tensors, metadata=_purpose(recipe, widths)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same file with its JSON header sorted: safetensors writes metadata in an order that changes by run."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the tensors to eight bytes with spaces
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def _metadata(data: bytes) -> dict[str, str]:
