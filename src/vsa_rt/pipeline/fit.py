@@ -222,6 +222,12 @@ def _cross_validate(
     return accuracy, weighted, confusion
 
 
+def _head_settings(recipe: Recipe) -> dict[str, object]:
+    """What decides the training; where an earlier head lies does not."""
+    settings: dict[str, object] = msgspec.to_builtins(recipe.head)
+    return {k: v for k, v in settings.items() if k not in ("weights", "sha256")}
+
+
 def fit(
     recipe: Recipe, recipe_folder: Path, data: Path, out: Path, options: FitOptions
 ) -> tuple[FitReport, list[ItemError]]:
@@ -278,7 +284,7 @@ def fit(
         confusion=confusion.tolist(),
         checkpoints={b.name: b.record.sha256 for b in backbones},
         head_sha256=hashlib.sha256(head_file).hexdigest(),
-        settings={"fit": msgspec.to_builtins(recipe.fit), "head": msgspec.to_builtins(recipe.head)},
+        settings={"fit": msgspec.to_builtins(recipe.fit), "head": _head_settings(recipe)},
         command=f"vsa-rt fit {recipe.name} --data {data.resolve().name} -o {out.name} --seed {options.seed}",
         versions={
             "vsa-rt": __version__,
