@@ -139,6 +139,7 @@ class Runtime:
         self.manifest, self.session, self.choice, self.resample = manifest, session, choice, resample
         self.labels = list(manifest.labels)
         self._batch = batch
+        self._closed = False
         recipe = manifest.recipe
         self._labeller = Labeller(self.labels, manifest.task, recipe.threshold if recipe else 0.5)
         specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
@@ -159,7 +160,8 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Finish what is under way and free the engine."""
+        """Finish what is under way and free the engine. Calls after that are refused."""
+        self._closed = True
         self._hosts.shutdown()
         self._runners.shutdown()
         self.session.close()
@@ -221,6 +223,7 @@ class Runtime:
         Raises:
             UsageError: A tensor is absent, or has another dtype, shape or layout.
         """
+        self._require_open()
         count = self._check_tensors(tensors)
         slot = self._free.get()
         try:
@@ -254,11 +257,13 @@ class Runtime:
                 )
         return count
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError("the runtime is closed; open the bundle again with vsa_rt.load")
+
     def _stream(self, images: Iterable[ImageSource], take: Take[T]) -> Iterator[T | ItemError]:
-        if self._preprocessor is None:
-            raise UsageError(
-                "this bundle takes ready tensors only: it was built from a graph without a recipe"
-            )
+        self._require_open()
+        self._require_preprocessor()
         source = iter(enumerate(images))
         under_way: deque[Future[list[T | ItemError]]] = deque()
         size = self._batch
