@@ -50,6 +50,8 @@ def measure(calls: Mapping[str, Call], rounds: int, warm_up: int = 3) -> dict[st
         for _ in range(warm_up):
             calls[name]()
     samples: dict[str, list[float]] = {name: [] for name in names}
+    if not names:
+        return samples
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
@@ -92,3 +94,18 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], confidence: 
     ranks = _interval_ranks(len(pairs), confidence)
     low, high, covered = ranks if ranks else (0, len(pairs) - 1, None)
     return Ratio(statistics.median(pairs), pairs[low], pairs[high], len(pairs), covered)
+
+
+def throughput(call: Callable[[], int], seconds: float) -> float:
+    """Items per second of a call that says how many it did, repeated for at least ``seconds``."""
+    start, done = time.perf_counter_ns(), 0
+    while (elapsed := (time.perf_counter_ns() - start) / 1e9) < seconds:
+        done += call()
+    return done / elapsed
+
+
+def single(call: Call) -> float:
+    """Seconds of one call: for whole processes, whose first run is the one that counts."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e9

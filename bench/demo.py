@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from vsa_rt.bench import clock
 from vsa_rt.bench.first_light import THREADS, ready_tensors, torch_call
+from vsa_rt.bench.parity import TOLERANCES, Comparison
 from vsa_rt.bundle import Bundle
+from vsa_rt.contracts import Precision
 from vsa_rt.runtime.load import load
 
 ROUNDS = 11
@@ -25,9 +25,12 @@ def main() -> None:
 
     paths = shipped_photographs()
     batch = bundle.manifest.max_batch
-    speeds, gaps, flips = [], [], 0
+    speeds = []
     with load(bundle, threads=THREADS) as runtime:
         engine = runtime.choice.engine
+        comparison = Comparison(
+            "demo", "torch", TOLERANCES[Precision(engine.precision)], runtime.labels, bundle.manifest.labels
+        )
         for size in (1, batch):
             inputs = ready_tensors(bundle, paths, size)
             eager = torch_call(bundle, inputs)
@@ -36,14 +39,14 @@ def main() -> None:
                 (size, clock.ratio(samples["torch"], samples["fused"]), clock.median_ms(samples["fused"]))
             )
         for start in range(0, len(paths), batch):
-            inputs = ready_tensors(bundle, paths[start : start + batch], len(paths[start : start + batch]))
-            eager = torch_call(bundle, inputs)
-            reference, scores = eager()["scores"], runtime.infer(inputs)["scores"]
-            gaps.append(float(np.abs(reference - scores).max()))
-            flips += int((reference.argmax(1) != scores.argmax(1)).sum())
+            part = paths[start : start + batch]
+            inputs = ready_tensors(bundle, part, len(part))
+            comparison.add_taps([p.name for p in part], torch_call(bundle, inputs)(), runtime.infer(inputs))
+    parity = comparison.result()
+    scores = next(t.max_abs for t in parity.taps if t.kind == "scores")
     fast = "; ".join(f"batch {n}: {ms:.1f} ms, {r.median:.1f} times as fast" for n, r, ms in speeds)
     sys.stdout.write(
-        f"parity: {flips} of {len(paths)} labels differ from PyTorch fp32, scores by at most {max(gaps):.1g} "
+        f"parity: {len(parity.flips)} of {len(paths)} labels differ from PyTorch fp32, scores by at most {scores:.1g} "
         f"({engine.target} {engine.precision})\n"
         f"speed against PyTorch eager fp32, {THREADS} threads each: {fast} ({engine.target} {engine.precision})\n"
     )

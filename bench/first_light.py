@@ -10,7 +10,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -105,7 +104,7 @@ class SeparateSessions:
         for tap, record in zip(self._order, manifest.inputs, strict=True):
             part = extractor.extract_model([record.name], [tap]).SerializeToString()
             with tempfile.TemporaryDirectory() as folder:
-                names = backend("openvino").build(part, Path(folder))
+                names = backend("openvino").build(part, Path(folder), "cpu", batch)
                 files = [(Path(folder) / n).read_bytes() for n in names]
             session = backend("openvino").open(
                 files,
@@ -188,14 +187,6 @@ def overhead(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row
     runtime.close()
 
 
-def _throughput(call: Callable[[], int], seconds: float) -> float:
-    """Images per second of a call that says how many it did."""
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        done += call()
-    return done / (time.perf_counter() - start)
-
-
 def _engine_only(runtime: Runtime, inputs: Pixels, streams: int) -> Callable[[], int]:
     """All streams busy with ready tensors: as fast as the engine alone can be."""
     from concurrent.futures import ThreadPoolExecutor
@@ -240,10 +231,10 @@ def files(bundle: Bundle, paths: Sequence[Path], turns: int) -> Iterator[Row]:
         warm()
     found: dict[str, list[float]] = {"engine": [], "host": [], "exact": [], "fast": []}
     for _ in range(turns):
-        found["engine"].append(_throughput(engine, 3))
-        found["exact"].append(_throughput(lambda: whole(exact), 3))
-        found["host"].append(_throughput(host_only, 1.5))
-        found["fast"].append(_throughput(lambda: whole(fast), 3))
+        found["engine"].append(clock.throughput(engine, 3))
+        found["exact"].append(clock.throughput(lambda: whole(exact), 3))
+        found["host"].append(clock.throughput(host_only, 1.5))
+        found["fast"].append(clock.throughput(lambda: whole(fast), 3))
     engine_ms = [THREADS * 1000 / v for v in found["engine"]]
     host_ms = [1000 / v for v in found["host"]]
     bound = [THREADS * 1000 / (e + h) for e, h in zip(engine_ms, host_ms, strict=True)]
@@ -266,12 +257,10 @@ def files(bundle: Bundle, paths: Sequence[Path], turns: int) -> Iterator[Row]:
 
 
 def _process_seconds(arguments: list[str], repeats: int) -> list[float]:
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        subprocess.run(arguments, check=True, capture_output=True)
-        taken.append(time.perf_counter() - start)
-    return taken[1:]
+    def call() -> object:
+        return subprocess.run(arguments, check=True, capture_output=True)
+
+    return [clock.single(call) for _ in range(repeats + 1)][1:]
 
 
 def processes(root: Path, paths: Sequence[Path]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.contracts import Precision
+from vsa_rt.contracts import Precision, Task
 from vsa_rt.errors import VsaError
 
 Array = NDArray[Any]
@@ -45,6 +45,8 @@ TOLERANCES = {
     Precision.FP32: Tolerance(relative=1e-4, gain=2e-5, scores=1e-4, levels=0.0, flips=0.0, tie=1e-3),
     Precision.BF16: Tolerance(relative=0.4, gain=0.01, scores=0.1, levels=0.0, flips=0.01, tie=0.1),
 }
+#: Images from which on the tolerance of the gain holds as it stands; fewer images get a wider one.
+_GAIN_IMAGES = 16
 #: Mean difference in levels that the fast resample may add to an input.
 FAST_LEVELS = 3.0
 
@@ -147,8 +149,10 @@ class _TapSums:
     worst: str = ""
     worst_value: float = -1.0
     worst_mean: float = 0.0
+    images: int = 0
 
     def add(self, items: Sequence[str], reference: Array, candidate: Array) -> None:
+        self.images += len(items)
         r = reference.reshape(len(items), -1).astype(np.float64)
         c = candidate.reshape(len(items), -1).astype(np.float64)
         gap = np.abs(c - r)
@@ -158,10 +162,10 @@ class _TapSums:
         lengths = norms * np.linalg.norm(c, axis=1)
         cosine = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
         # A NaN anywhere must fail the tap, and max() would drop it.
-        if not np.isfinite(c).all():
-            self.max_abs = self.relative = float("inf")
-            self.worst = items[int(np.argmax(~np.isfinite(c).all(1)))]
-            self.worst_value = float("inf")
+        finite = np.isfinite(c).all(1) & np.isfinite(r).all(1)
+        if not finite.all():
+            self.max_abs = self.relative = self.worst_value = float("inf")
+            self.worst = items[int(np.argmin(finite))]
             return
         self.max_abs = max(self.max_abs, float(gap.max(initial=0.0)))
         self.sum_abs += float(gap.sum())
@@ -189,8 +193,10 @@ def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
         if sums.max_abs > allowed.scores:
             return f"differs by {sums.max_abs:.3g}, allowed {allowed.scores:g}; worst {sums.worst}"
         return ""
-    if abs(sums.gain - 1) > allowed.gain:
-        return f"scaled by {sums.gain:.4f}, allowed 1 +- {allowed.gain:g}"
+    # The rounding's share of the gain falls with the root of the number of images.
+    gain = allowed.gain * max(1.0, (_GAIN_IMAGES / max(sums.images, 1)) ** 0.5)
+    if not abs(sums.gain - 1) <= gain:
+        return f"scaled by {sums.gain:.4f}, allowed 1 +- {gain:.3g}"
     if sums.relative > allowed.relative:
         return f"relative difference {sums.relative:.3g}, allowed {allowed.relative:g}; worst {sums.worst}"
     return ""
@@ -204,6 +210,10 @@ def _kl(reference: Array, candidate: Array) -> float:
     return float((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum())
 
 
+def _text(labels: set[str]) -> str:
+    return ", ".join(sorted(labels)) or "no label"
+
+
 @dataclass
 class Comparison:
     """Collects two stages' outputs batch by batch and judges them at the end.
@@ -214,6 +224,9 @@ class Comparison:
         tolerance: What is allowed.
         labels: The candidate's labels, in the order of its scores; empty where nothing decides.
         reference_labels: The reference's labels, in the order of its scores.
+        task: What the scores mean.
+        threshold: Multi-label: the score above which a label is given.
+        required: Taps that must have been compared.
     """
 
     stage: str
@@ -221,6 +234,9 @@ class Comparison:
     tolerance: Tolerance
     labels: Sequence[str] = ()
     reference_labels: Sequence[str] = ()
+    task: Task = Task.SINGLE_LABEL
+    threshold: float = 0.5
+    required: Sequence[str] = ()
     _taps: dict[tuple[str, str], _TapSums] = field(default_factory=dict)
     _flips: list[Flip] = field(default_factory=list)
     _kl: float = 0.0
@@ -267,22 +283,46 @@ class Comparison:
         if "scores" in reference and self.labels:
             self._decide(items, reference["scores"], candidate["scores"], truth)
 
+    def add_repeat(
+        self, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
+    ) -> None:
+        """Compare images again that another batch size computed: their taps count, their labels do not twice."""
+        self._add("features", items, reference, candidate)
+
     def _decide(
         self, items: Sequence[str], reference: Array, candidate: Array, truth: Sequence[str | None]
     ) -> None:
         # By name: a bundle whose labels are swapped has the right scores and the wrong words.
+        if sorted(self.labels) != sorted(self.reference_labels):
+            raise VsaError(
+                f"{self.stage}: has the labels {', '.join(self.labels)}, the reference {', '.join(self.reference_labels)}"
+            )
         by_name = [list(self.labels).index(n) for n in self.reference_labels]
-        self._kl += _kl(reference, candidate[:, by_name])
+        candidate = candidate[:, by_name]
+        self._kl += _kl(reference, candidate)
         self._decided += len(items)
-        ordered = np.sort(reference, axis=1)
         for row, item in enumerate(items):
-            said = self.reference_labels[int(reference[row].argmax())]
-            says = self.labels[int(candidate[row].argmax())]
+            said, says = self._words(reference[row]), self._words(candidate[row])
             if said != says:
-                margin = float(ordered[row, -1] - ordered[row, -2])
-                self._flips.append(Flip(item, said, says, margin, margin < self.tolerance.tie))
+                margin = self._margin(reference[row], said ^ says)
+                flip = Flip(item, _text(said), _text(says), margin, margin < self.tolerance.tie)
+                self._flips.append(flip)
             if truth and truth[row] is not None:
-                self._correct.append((said == truth[row], says == truth[row]))
+                self._correct.append((said == {truth[row]}, says == {truth[row]}))
+
+    def _words(self, scores: Array) -> set[str]:
+        """The labels that a row of scores stands for."""
+        if self.task is Task.MULTI_LABEL:
+            return {name for name, s in zip(self.reference_labels, scores, strict=True) if s > self.threshold}
+        return {self.reference_labels[int(scores.argmax())]}
+
+    def _margin(self, scores: Array, changed: set[str]) -> float:
+        """How sure the reference was: its lead over the next label, or the distance from the threshold."""
+        if self.task is Task.MULTI_LABEL:
+            places = [list(self.reference_labels).index(name) for name in changed]
+            return float(np.abs(scores[places] - self.threshold).max())
+        ordered = np.sort(scores)
+        return float(ordered[-1] - ordered[-2])
 
     def _decision_reasons(self) -> list[str]:
         allowed, reasons = self.tolerance, []
@@ -302,11 +342,13 @@ class Comparison:
     def _metrics(self) -> list[Metric]:
         if not self._correct:
             return []
-        pairs = np.array(self._correct, float)
-        # Paired bootstrap over the images, 2,000 resamples, percentile interval (Efron and Tibshirani 1993, 13.3).
-        chosen = np.random.default_rng(0).integers(0, len(pairs), (2000, len(pairs)))
-        gaps = (pairs[:, 1] - pairs[:, 0])[chosen].mean(1)
-        low, high = (float(v) for v in np.percentile(gaps, [2.5, 97.5]))
+        pairs = np.array(self._correct, np.int64)
+        count, change = len(pairs), pairs[:, 1] - pairs[:, 0]
+        # Paired bootstrap, 2,000 resamples, percentile interval (Efron and Tibshirani 1993, 13.3). An image's change
+        # is -1, 0 or 1, so a resample is one draw of three counts.
+        shares = [(change == v).mean() for v in (-1, 0, 1)]
+        drawn = np.random.default_rng(0).multinomial(count, shares, 2000)
+        low, high = (float(v) for v in np.percentile((drawn[:, 2] - drawn[:, 0]) / count, [2.5, 97.5]))
         return [Metric("accuracy", float(pairs[:, 0].mean()), float(pairs[:, 1].mean()), low, high)]
 
     def result(self) -> Parity:
@@ -327,8 +369,13 @@ class Comparison:
             for (name, kind), s in sorted(self._taps.items(), key=lambda t: t[0][1] != "input")
         ]
         reasons = [f"{t.tap}: {t.reason}" for t in taps if t.reason] + self._decision_reasons()
-        if not self._images:
+        if not self._images or not taps:
             reasons.append("nothing was compared")
+        absent = [name for name in self.required if name not in {t.tap for t in taps}]
+        if absent:
+            reasons.append(f"not compared: {', '.join(absent)}")
+        if self.labels and self._images and not self._decided:
+            reasons.append("no label was compared: the reference gives no scores")
         if any(not np.isfinite(t.relative) for t in taps):
             reasons.append("not a number in the outputs")
         return Parity(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.errors import EnvironmentUnusable
 
 #: A batch of inputs or outputs by tensor name.
 Tensors = Mapping[str, NDArray[Any]]
@@ -118,12 +119,14 @@ class Backend(Protocol):
         """Look whether the library and the device are there."""
         ...
 
-    def build(self, graph: bytes, folder: Path) -> list[str]:
+    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
         """Compile an ONNX graph into files.
 
         Args:
-            graph: A whole ONNX model.
+            graph: A whole ONNX model; its tensors' types say the precision.
             folder: Existing and empty.
+            device: One of ``devices``.
+            max_batch: Largest batch of one call.
 
         Returns:
             Names of the files written, the one to open first.
@@ -160,3 +163,27 @@ def allocate(specs: Sequence[TensorSpec], max_batch: int) -> dict[str, NDArray[A
         s.name: np.zeros((max_batch, *(n for n in s.shape[1:] if n is not None)), np.dtype(s.dtype))
         for s in specs
     }
+
+
+def check_tensor(backend: str, spec: TensorSpec, there: Mapping[str, Sequence[int | None]]) -> None:
+    """Check that an engine has a tensor as the manifest says.
+
+    Args:
+        backend: Its name, for the message.
+        spec: What the manifest says.
+        there: What the engine has: name to shape, ``None`` for a free axis.
+
+    Raises:
+        EnvironmentUnusable: It has no such tensor, or of another shape.
+    """
+    shape = there.get(spec.name)
+    if shape is None:
+        raise EnvironmentUnusable(f"{backend}: the engine has no tensor {spec.name!r}; rebuild the bundle")
+    fits = len(shape) == len(spec.shape) and all(
+        None in (a, b) or a == b for a, b in zip(shape, spec.shape, strict=True)
+    )
+    if not fits:
+        raise EnvironmentUnusable(
+            f"{backend}: tensor {spec.name!r} of the engine has shape {list(shape)}, the manifest says "
+            f"{list(spec.shape)}; rebuild the bundle"
+        )

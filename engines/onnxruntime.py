@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
-from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate
-from vsa_rt.errors import EnvironmentUnusable, UsageError
+from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate, check_tensor
+from vsa_rt.errors import EnvironmentUnusable
 
 INSTALL = "pip install 'vsa-rt[onnxruntime]'"
 
@@ -61,12 +61,10 @@ class OnnxRuntimeSession:
 
         share = max(1, options.threads // options.streams)
         self._session: Any = ort.InferenceSession(model, _options(share), providers=["CPUExecutionProvider"])
-        there = {a.name for a in (*self._session.get_inputs(), *self._session.get_outputs())}
+        ports = (*self._session.get_inputs(), *self._session.get_outputs())
+        there = {p.name: [n if isinstance(n, int) else None for n in p.shape] for p in ports}
         for spec in (*inputs, *outputs):
-            if spec.name not in there:
-                raise EnvironmentUnusable(
-                    f"onnxruntime: the engine has no tensor {spec.name!r}; rebuild the bundle"
-                )
+            check_tensor("onnxruntime", spec, there)
         self.slots = [
             OnnxRuntimeSlot(self._session, inputs, outputs, options.max_batch) for _ in range(options.slots)
         ]
@@ -97,10 +95,17 @@ class GraphExecutor:
         except Exception as error:  # as below
             raise _refusal("refuses the graph", error) from error
         self._outputs: list[str] = [o.name for o in self._session.get_outputs()]
+        #: The graph's own metadata, text by key.
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Every output of one batch."""
-        return dict(zip(self._outputs, self._session.run(self._outputs, dict(inputs)), strict=True))
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # as below
+            batch = len(next(iter(inputs.values())))
+            raise _refusal(f"cannot run the graph on a batch of {batch}", error) from error
+        return dict(zip(self._outputs, values, strict=True))
 
 
 class OnnxRuntime:
@@ -118,7 +123,7 @@ class OnnxRuntime:
             return Probe(False, reason="onnxruntime is not installed", install=INSTALL)
         return Probe(True, version=str(ort.__version__), machine="CPU")
 
-    def build(self, graph: bytes, folder: Path) -> list[str]:
+    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
         """Optimise an ONNX graph ahead of time, as far as the result stays portable between processors."""
         import onnxruntime as ort
 
@@ -140,7 +145,7 @@ class OnnxRuntime:
     ) -> OnnxRuntimeSession:
         """Open an engine from its file's bytes."""
         if len(files) != 1:
-            raise UsageError(f"onnxruntime: an engine is one file, not {len(files)}")
+            raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
         try:
             return OnnxRuntimeSession(files[0], inputs, outputs, options)
         except EnvironmentUnusable:

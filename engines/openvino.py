@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
-from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate
-from vsa_rt.errors import EnvironmentUnusable, UsageError
+from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate, check_tensor
+from vsa_rt.errors import EnvironmentUnusable
 
 if TYPE_CHECKING:
     import openvino as ov
 
 INSTALL = "pip install 'vsa-rt[openvino]'"
-#: The element types that OpenVINO reports for a precision's convolutions.
-_ELEMENT = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
 @cache
@@ -51,8 +50,8 @@ class OpenVinoSlot:
     def __init__(self, session: OpenVinoSession) -> None:
         self._session = session
         self._requests: dict[int, ov.InferRequest] = {}
-        #: Batch size to tensor name to the address that its request reads or writes.
-        self._bound: dict[int, dict[str, int]] = {}
+        #: Batch size to tensor name to the address that its request reads or writes, and whose it is.
+        self._bound: dict[int, dict[str, tuple[int, NDArray[Any]]]] = {}
         self.buffers = allocate(session.inputs, session.options.max_batch)
         self._outputs = allocate(session.outputs, session.options.max_batch)
 
@@ -64,10 +63,10 @@ class OpenVinoSlot:
         for name, array in arrays.items():
             part = array[start : start + count]
             address = part.ctypes.data
-            if bound.get(name) != address:
-                # The tensor keeps the array alive: a bound address cannot come to belong to somebody else.
+            if name not in bound or bound[name][0] != address:
                 request.set_tensor(name, ov.Tensor(part, shared_memory=True))
-                bound[name] = address
+                # The request keeps no reference: the array stays here, so that a bound address is never freed.
+                bound[name] = (address, part)
 
     def _run_part(self, inputs: Tensors, start: int, count: int) -> None:
         if count not in self._requests:
@@ -108,27 +107,40 @@ class OpenVinoSession:
         self._source: tuple[bytes, ov.Tensor] = (files[0], ov.Tensor(self._weights, shared_memory=True))
         self._compiled: dict[int, ov.CompiledModel] = {}
         self._lock = threading.Lock()
-        self._check_names(self._read())
+        self._closed = False
+        self._check_tensors(self._read())
+        # Once now: an engine that this machine cannot run is to be refused when it is opened, not at its first call.
+        self.compiled(1)
         self.slots = [OpenVinoSlot(self) for _ in range(options.slots)]
 
     def _read(self) -> ov.Model:
         return _core().read_model(*self._source)
 
-    def _check_names(self, model: ov.Model) -> None:
-        there = {name for port in (*model.inputs, *model.outputs) for name in port.get_names()}
+    def _check_tensors(self, model: ov.Model) -> None:
+        there = {
+            name: [d.get_length() if d.is_static else None for d in port.get_partial_shape()]
+            for port in (*model.inputs, *model.outputs)
+            for name in port.get_names()
+        }
         for spec in (*self.inputs, *self.outputs):
-            if spec.name not in there:
-                raise EnvironmentUnusable(
-                    f"openvino: the engine has no tensor {spec.name!r}; rebuild the bundle"
-                )
+            check_tensor("openvino", spec, there)
 
     def compiled(self, count: int) -> ov.CompiledModel:
-        """The engine compiled for batches of exactly ``count`` images."""
+        """The engine compiled for batches of exactly ``count`` images.
+
+        Raises:
+            EnvironmentUnusable: The session is closed, or the library cannot compile it here.
+        """
         with self._lock:
+            if self._closed:
+                raise EnvironmentUnusable("openvino: the session is closed")
             if count not in self._compiled:
                 model = self._read()
                 model.reshape({s.name: [count, *s.shape[1:]] for s in self.inputs})
-                self._compiled[count] = _core().compile_model(model, "CPU", _properties(self.options))
+                try:
+                    self._compiled[count] = _core().compile_model(model, "CPU", _properties(self.options))
+                except RuntimeError as error:
+                    raise EnvironmentUnusable(f"openvino cannot compile the engine: {error}") from error
             return self._compiled[count]
 
     @property
@@ -153,6 +165,7 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Free the compiled models and their memory."""
+        self._closed = True
         for slot in self.slots:
             slot._requests.clear()
             slot._bound.clear()
@@ -178,7 +191,7 @@ class OpenVino:
             return Probe(False, reason=f"openvino has no usable CPU plugin: {error}", install=INSTALL)
         return Probe(True, version=str(ov.__version__).split("-")[0], machine=machine.strip())
 
-    def build(self, graph: bytes, folder: Path) -> list[str]:
+    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
         """Write the IR of an ONNX graph, every constant in the graph's own type."""
         import openvino as ov
 
@@ -198,7 +211,9 @@ class OpenVino:
     ) -> OpenVinoSession:
         """Open an IR from its two files' bytes."""
         if len(files) != 2:
-            raise UsageError(f"openvino: an engine is model.xml and model.bin, not {len(files)} files")
+            raise EnvironmentUnusable(
+                f"openvino: an engine is model.xml and model.bin, not {len(files)} files"
+            )
         try:
             return OpenVinoSession(files, inputs, outputs, options)
         except (RuntimeError, ImportError) as error:

@@ -47,7 +47,10 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         EnvironmentUnusable: The backend is not usable here or refuses the engine.
     """
     target = Target.parse(engine.target)
-    found = table.probe(target)
+    try:
+        found = table.probe(target)
+    except UsageError as error:  # the bundle of a newer version: its other engines may serve
+        raise EnvironmentUnusable(str(error)) from error
     if not found.usable:
         raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
     files = [bundle.read(name) for name in engine.files]
@@ -78,8 +81,10 @@ def open_best(
 
     Raises:
         BundleError: A file is damaged, or no engine is left; the message has every reason.
-        UsageError: The bundle has no engine of that target and precision.
+        UsageError: No such target, or the bundle has no engine of that target and precision.
     """
+    if target is not None:
+        table.probe(target)  # an unknown backend or device is the caller's mistake
     refused: dict[str, str] = {}
     engines = bundle.manifest.engines
     if not engines:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vsa_rt.contracts import ResizeSpec
-from vsa_rt.errors import CheckpointError, RecipeError
+from vsa_rt.errors import CheckpointAbsent, RecipeError
 from vsa_rt.export.checkpoint import RENAME, load_weights, read_checkpoint
 from vsa_rt.manifest import CheckpointRecord
 from vsa_rt.recipe import Backbone, locate, where_found
@@ -146,11 +146,13 @@ def _load(
     if weights is None and random_seed is not None:
         return CheckpointRecord(sha256=_hash_state(network), found="random weights", random_seed=random_seed)
     if weights is None and not checkpoint.path:
-        raise CheckpointError(f"backbone {name!r} has no checkpoint; name one with --weights {name}=PATH")
+        raise CheckpointAbsent(
+            f"key `backbones.{name}.checkpoint`: missing; name a file with --weights {name}=PATH"
+        )
     path = weights or locate(checkpoint.path, folder, f"backbones.{name}.checkpoint.path", checkpoint.obtain)
     state, sha256 = read_checkpoint(path, "" if weights else checkpoint.sha256)
     state = RENAME[checkpoint.format](state, network)
-    load_weights(network, state, f"checkpoint {path} of backbone {name!r}", _classifier_prefixes(network))
+    load_weights(network, state, f"key `backbones.{name}.checkpoint`: {path}", _classifier_prefixes(network))
     return CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else checkpoint.path))
 
 
@@ -173,7 +175,7 @@ def load_backbone(
         CheckpointError: The weights are absent or do not fit.
     """
     architecture = backbone.architecture.removeprefix("timm:")
-    where = f"backbone {backbone.name!r}"
+    where = f"key `backbones.{backbone.name}.architecture`"
     if not timm.is_model(architecture):
         near = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:5])
         raise RecipeError(

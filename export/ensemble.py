@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsa_rt.contracts import ResizeSpec
-from vsa_rt.errors import UsageError
+from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.export.backbones import LoadedBackbone, Transform, load_backbone
 from vsa_rt.export.head import load_head, random_head, scores_from_logits
 from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
@@ -59,10 +59,10 @@ class Ensemble(nn.Module):
         self.backbones = nn.ModuleList(b.network for b in backbones)
         self.head = head
         total = sum(b.width for b in backbones)
-        self.taps = [TapRecord(name=b.name, width=b.width) for b in backbones] + [
-            TapRecord(name="features", width=total),
-            TapRecord(name="logits", width=len(recipe.labels)),
-            TapRecord(name="scores", width=len(recipe.labels)),
+        self.taps = [TapRecord(name=b.name, width=b.width, kind="backbone") for b in backbones] + [
+            TapRecord(name="features", width=total, kind="features"),
+            TapRecord(name="logits", width=len(recipe.labels), kind="logits"),
+            TapRecord(name="scores", width=len(recipe.labels), kind="scores"),
         ]
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
@@ -135,6 +135,10 @@ def load_backbones(
     Raises:
         UsageError: ``weights`` names a backbone that the recipe does not have.
     """
+    if recipe.graph is not None:
+        raise RecipeError(
+            "key `graph`: this recipe is for an ONNX file: vsa-rt build MODEL.onnx --recipe FILE"
+        )
     known = [b.name for b in recipe.backbones]
     foreign = sorted(weights.keys() - {*known, "head"})
     if foreign:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from vsa_rt.contracts import Task
+from vsa_rt.contracts import Resample, Task
 from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.export.graph import METADATA, OPSET, GraphPurpose, purpose_of, strip_debris
 from vsa_rt.manifest import InputRecord, TapRecord
-from vsa_rt.recipe import GraphInput, Recipe
+from vsa_rt.recipe import Graph, GraphInput, Recipe
 
 #: protobuf refuses larger messages; larger models keep their weights in other files.
 _MAX_BYTES = 2**31
+#: Version of the file format that opset 22 needs (ONNX versioning table).
+IR_VERSION = 10
+#: The output that the runtime reads.
+SCORES = "scores"
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
@@ -115,13 +120,10 @@ def _normalised(
     return nodes, weights
 
 
-def _wrap_inputs(model: onnx.ModelProto, recipe: Recipe) -> list[InputRecord]:
-    if recipe.graph is None:
-        raise RecipeError(
-            f"recipe {recipe.name!r}: key `graph` is missing: what the ONNX file takes and gives"
-        )
+def _wrap_inputs(model: onnx.ModelProto, graph: Graph) -> list[InputRecord]:
+    """Put a uint8 image input and its normalisation before every input of the file."""
     present = _graph_inputs(model)
-    entries = {e.name: e for e in recipe.graph.inputs}
+    entries = {e.name: e for e in graph.inputs}
     if entries.keys() != present.keys():
         raise RecipeError(f"key `graph.inputs`: names {sorted(entries)}; the file takes {sorted(present)}")
     records, nodes = [], []
@@ -152,26 +154,34 @@ def _wrap_inputs(model: onnx.ModelProto, recipe: Recipe) -> list[InputRecord]:
     return records
 
 
-def _wrap_outputs(model: onnx.ModelProto, recipe: Recipe) -> None:
-    """Name the scores, adding the task's activation where the file gives logits."""
-    graph = recipe.graph
-    names = [o.name for o in model.graph.output]
-    if graph is None or graph.logits not in names:
-        wanted = graph.logits if graph else ""
-        raise RecipeError(f"key `graph.logits`: no output {wanted!r}; the file gives {', '.join(names)}")
+def _wrap_outputs(model: onnx.ModelProto, recipe: Recipe, graph: Graph) -> None:
+    """Make an output `scores`, adding the task's activation where the file gives logits."""
+    outputs = {o.name: o for o in model.graph.output}
+    if graph.logits not in outputs:
+        raise RecipeError(
+            f"key `graph.logits`: no output {graph.logits!r}; the file gives {', '.join(outputs)}"
+        )
+    width = (_shape(outputs[graph.logits])[1:] or [None])[0]
+    if width != len(recipe.labels):
+        raise RecipeError(
+            f"key `labels`: {len(recipe.labels)} labels, output {graph.logits!r} has {width} numbers"
+        )
+    if graph.activated and graph.logits == SCORES:
+        return
+    if SCORES in outputs:
+        raise RecipeError(f"key `graph.logits`: the file has another output {SCORES!r}; rename it")
     if graph.activated:
-        node = helper.make_node("Identity", [graph.logits], ["scores"])
+        node = helper.make_node("Identity", [graph.logits], [SCORES])
     elif recipe.task is Task.MULTI_LABEL:
-        node = helper.make_node("Sigmoid", [graph.logits], ["scores"])
+        node = helper.make_node("Sigmoid", [graph.logits], [SCORES])
     else:
-        node = helper.make_node("Softmax", [graph.logits], ["scores"], axis=1)
+        node = helper.make_node("Softmax", [graph.logits], [SCORES], axis=1)
     model.graph.node.append(node)
-    model.graph.output.append(
-        helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", len(recipe.labels)])
-    )
+    model.graph.output.append(helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, ["batch", width]))
 
 
-def _taps(model: onnx.ModelProto) -> list[TapRecord]:
+def _taps(model: onnx.ModelProto, logits: str, scores: str) -> list[TapRecord]:
+    """Every output; what is neither scores nor logits counts as a backbone's features."""
     taps = []
     for value in model.graph.output:
         shape = _shape(value)
@@ -179,7 +189,12 @@ def _taps(model: onnx.ModelProto) -> list[TapRecord]:
             raise UsageError(
                 f"output {value.name!r} has shape {shape}; expected float32 (N, D) with a fixed D"
             )
-        taps.append(TapRecord(name=value.name, width=shape[1]))
+        kind: Literal["backbone", "logits", "scores"] = "backbone"
+        if value.name == scores:
+            kind = "scores"
+        elif value.name == logits:
+            kind = "logits"
+        taps.append(TapRecord(name=value.name, width=shape[1], kind=kind))
     return taps
 
 
@@ -221,18 +236,48 @@ def adopt_graph(model: onnx.ModelProto, recipe: Recipe | None) -> tuple[onnx.Mod
     if own is not None and recipe is None:
         return model, own
     model = _upgrade(model)
-    if recipe is None:
+    # Older files list their weights among the inputs, which newer versions of the format do not need.
+    weights = {t.name for t in model.graph.initializer}
+    kept = [i for i in model.graph.input if i.name not in weights]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    try:
         _free_batch(model)
-        purpose = GraphPurpose(
-            inputs=_ready_inputs(model), taps=_taps(model), labels=[], task=Task.SINGLE_LABEL
-        )
-    else:
-        inputs = _wrap_inputs(model, recipe)
-        _wrap_outputs(model, recipe)
-        _free_batch(model)
-        purpose = GraphPurpose(inputs=inputs, taps=_taps(model), labels=recipe.labels, task=recipe.task)
-    strip_debris(model)
-    helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
-    del model.graph.value_info[:]
-    onnx.checker.check_model(model, full_check=True)
+        purpose = _purpose(model, recipe)
+        strip_debris(model)
+        helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
+        del model.graph.value_info[:]
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UsageError(
+            f"the ONNX file cannot be adopted with a free batch: {str(error).strip()}"
+        ) from error
     return model, purpose
+
+
+def _purpose(model: onnx.ModelProto, recipe: Recipe | None) -> GraphPurpose:
+    """Wrap the graph as the recipe says, and note what it then takes and gives."""
+    if recipe is None:
+        return GraphPurpose(
+            inputs=_ready_inputs(model),
+            taps=_taps(model, "", ""),
+            labels=[],
+            task=Task.SINGLE_LABEL,
+            threshold=0.5,
+            resample=Resample.EXACT,
+        )
+    if recipe.graph is None:
+        raise RecipeError(
+            f"recipe {recipe.name!r}: key `graph` is missing: what the ONNX file takes and gives"
+        )
+    inputs = _wrap_inputs(model, recipe.graph)
+    _wrap_outputs(model, recipe, recipe.graph)
+    return GraphPurpose(
+        inputs=inputs,
+        taps=_taps(model, recipe.graph.logits, SCORES),
+        labels=recipe.labels,
+        task=recipe.task,
+        threshold=recipe.threshold,
+        resample=recipe.resample,
+    )

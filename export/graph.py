@@ -7,14 +7,12 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import msgspec
-import numpy as np
 import onnx
 import torch
 
-from vsa_rt.contracts import Task
+from vsa_rt.contracts import Resample, Task
 from vsa_rt.errors import UsageError
 from vsa_rt.export.ensemble import Ensemble
 from vsa_rt.manifest import InputRecord, TapRecord
@@ -22,6 +20,8 @@ from vsa_rt.manifest import InputRecord, TapRecord
 #: From opset 22 on, Conv and the pools take bfloat16 (ONNX changelog), which the lowered graphs need.
 OPSET = 22
 METADATA = "vsa_rt"
+#: Names that inputs and taps have while torch exports them.
+_INPUT, _TAP = "vsa_input_", "vsa_tap_"
 
 
 class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -30,14 +30,18 @@ class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         inputs: Names, shapes and resizes.
         taps: Names and widths.
-        labels: In the order of the scores.
+        labels: In the order of the scores; empty for a graph that gives features only.
         task: What the scores mean.
+        threshold: Multi-label: the score above which a label is given.
+        resample: How the host resizes unless told otherwise.
     """
 
     inputs: list[InputRecord]
     taps: list[TapRecord]
     labels: list[str]
     task: Task
+    threshold: float
+    resample: Resample
 
 
 @contextlib.contextmanager
@@ -52,6 +56,22 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def _rename(model: onnx.ModelProto, ensemble: Ensemble) -> None:
+    """Give inputs and taps their names, and all else a prefix: the exporter's own names may be a backbone's."""
+    final = {f"{_INPUT}{i}": record.name for i, record in enumerate(ensemble.inputs)}
+    final |= {f"{_TAP}{i}": record.name for i, record in enumerate(ensemble.taps)}
+
+    def named(name: str) -> str:
+        return final.get(name, f"%{name}") if name else ""
+
+    for node in model.graph.node:
+        node.input[:] = [named(n) for n in node.input]
+        node.output[:] = [named(n) for n in node.output]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.name = named(value.name)
+    del model.graph.value_info[:]
 
 
 def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
@@ -73,20 +93,25 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
             example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[i.name for i in ensemble.inputs],
-            output_names=[t.name for t in ensemble.taps],
-            dynamic_shapes=({0: batch},) * len(example)
-            if len(example) == 1
-            else (tuple({0: batch} for _ in example),),
+            input_names=[f"{_INPUT}{i}" for i in range(len(ensemble.inputs))],
+            output_names=[f"{_TAP}{i}" for i in range(len(ensemble.taps))],
+            dynamic_shapes=(tuple({0: batch} for _ in example),),
             optimize=True,
             verbose=False,
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
+    _rename(model, ensemble)
     strip_debris(model)
+    recipe = ensemble.recipe
     purpose = GraphPurpose(
-        inputs=ensemble.inputs, taps=ensemble.taps, labels=ensemble.recipe.labels, task=ensemble.recipe.task
+        inputs=ensemble.inputs,
+        taps=ensemble.taps,
+        labels=recipe.labels,
+        task=recipe.task,
+        threshold=recipe.threshold,
+        resample=recipe.resample,
     )
     onnx.helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
     onnx.checker.check_model(model, full_check=True)
@@ -122,25 +147,3 @@ def purpose_of(model: onnx.ModelProto) -> GraphPurpose | None:
         return msgspec.json.decode(text, type=GraphPurpose)
     except msgspec.DecodeError as error:
         raise UsageError(f"the graph's metadata {METADATA!r} cannot be read: {error}") from error
-
-
-@dataclass(frozen=True)
-class GraphSize:
-    """How much a graph holds and does.
-
-    Attributes:
-        convolutions: Number of Conv nodes.
-        parameters: Elements of its float initializers.
-    """
-
-    convolutions: int
-    parameters: int
-
-
-def graph_size(model: onnx.ModelProto) -> GraphSize:
-    """Count convolutions and weights."""
-    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT16)
-    return GraphSize(
-        convolutions=sum(n.op_type == "Conv" for n in model.graph.node),
-        parameters=sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.data_type in floats),
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.export.checkpoint import load_weights
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Recipe, locate, where_found
+from vsa_rt.recipe import Head, Recipe, locate, where_found
 
 
 class LinearHead(nn.Module):
@@ -47,12 +48,16 @@ class NNHead(nn.Module):
         return logits
 
 
+#: Kind to what makes an untrained head of it, from the recipe's table, the features' width and the classes.
+_MAKERS: dict[str, Callable[[Head, int, int], nn.Module]] = {
+    "linear": lambda head, width, classes: LinearHead(width, classes),
+    "nn": lambda head, width, classes: NNHead(width, classes, head.hidden, head.dropout),
+}
+
+
 def make_head(recipe: Recipe, width: int) -> nn.Module:
     """An untrained head of the recipe's kind for features of this width."""
-    head, classes = recipe.head, len(recipe.labels)
-    if head.kind == "linear":
-        return LinearHead(width, classes)
-    return NNHead(width, classes, head.hidden, head.dropout)
+    return _MAKERS[recipe.head.kind](recipe.head, width, len(recipe.labels))
 
 
 def scores_from_logits(logits: Tensor, task: Task) -> Tensor:
@@ -119,15 +124,19 @@ def load_head(
         data = path.read_bytes()
         state, purpose = load(data), _metadata(data)
     except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a head file: {error}") from error
+        raise CheckpointError(f"key `head.weights`: {path} is not a head file: {error}") from error
     sha256 = hashlib.sha256(data).hexdigest()
     if weights is None and recipe.head.sha256 and sha256 != recipe.head.sha256:
-        raise CheckpointError(f"{path}: SHA-256 is {sha256}, the recipe wants {recipe.head.sha256}")
+        raise CheckpointError(
+            f"key `head.sha256`: {path} has {sha256}, the recipe wants {recipe.head.sha256}"
+        )
     for key, wanted in _purpose(recipe, widths).items():
         if purpose.get(key) != wanted:
-            raise CheckpointError(f"{path}: trained for {key} {purpose.get(key)}, the recipe has {wanted}")
+            raise CheckpointError(
+                f"key `head.weights`: {path} was trained for {key} {purpose.get(key)}, the recipe has {wanted}"
+            )
     head = make_head(recipe, sum(widths[name] for name in recipe.head.features))
-    load_weights(head, state, f"head {path}")
+    load_weights(head, state, f"key `head.weights`: {path}")
     record = CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else recipe.head.weights))
     return head.eval().requires_grad_(False), record, data
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import ml_dtypes
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.contracts import Precision
+from vsa_rt.errors import UsageError
 
 #: Where the backbones' arithmetic begins: what lies before is normalisation of pixels.
 _ENTRANCES = frozenset({"Conv", "MatMul", "Gemm"})
-#: Sums over many elements, and functions whose result a coarse argument spoils, stay in float32.
-_KEEP_FP32 = frozenset(
+#: What is lowered: arithmetic on single elements, short sums, and moving data. Long sums (pooling, normalisation,
+#: softmax) and functions that a coarse argument spoils stay in float32, and so does whatever is not listed.
+_LOWERED = frozenset(
     {
-        "ReduceMean", "ReduceSum", "GlobalAveragePool", "LayerNormalization", "InstanceNormalization",
-        "BatchNormalization", "GroupNormalization", "LRN", "LpNormalization", "ReduceL2", "Softmax",
-        "LogSoftmax", "Exp", "Log", "Pow", "Sqrt", "Reciprocal", "CumSum", "Cast", "Shape", "Range",
-        "ConstantOfShape", "Resize", "GridSample", "Identity",
+        "Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Sub", "Mul", "Clip", "Relu", "LeakyRelu", "PRelu",
+        "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "MaxPool", "AveragePool", "Concat",
+        "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
     }
 )  # fmt: skip
 #: Attributes that hold whole graphs; such nodes are left alone.
@@ -56,6 +56,18 @@ def _float_tensors(model: onnx.ModelProto) -> set[str]:
     }
 
 
+def _names_in_subgraphs(graph: onnx.GraphProto) -> set[str]:
+    """Every name that graphs inside nodes mention: they may read tensors from outside."""
+    found: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.type in _GRAPHS else []), *attribute.graphs):
+                found.update(name for n in inner.node for name in n.input)
+                found.update(o.name for o in inner.output)
+                found |= _names_in_subgraphs(inner)
+    return found
+
+
 class _Bfloat16:
     """Rewrites one graph: chosen nodes read and write bfloat16, casts stand at the borders."""
 
@@ -65,14 +77,24 @@ class _Bfloat16:
         self.initializers = {t.name: t for t in model.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         self.made: dict[str, str] = {}  # fp32 name -> its bf16 twin
+        self.full: dict[str, str] = {}  # bf16 name -> its fp32 twin
         self.born_low: set[str] = set()  # names whose tensor is now bf16
+        self.inner = _names_in_subgraphs(model.graph)
+        self.taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+
+    def _unique(self, name: str) -> str:
+        """A name that no tensor of the graph has yet."""
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
     def _low(self, name: str) -> str:
         """The bf16 form of a float tensor."""
         if name in self.born_low:
             return name
         if name not in self.made:
-            twin = self.made[name] = f"{name}_bf16"
+            twin = self.made[name] = self._unique(f"{name}_bf16")
             weight = self.initializers.get(name)
             if weight is not None:
                 values = numpy_helper.to_array(weight).astype(ml_dtypes.bfloat16)
@@ -87,9 +109,9 @@ class _Bfloat16:
         """The fp32 form of a tensor that is now bf16."""
         if name not in self.born_low:
             return name
-        twin = f"{name}_fp32"
-        if twin not in self.made:
-            self.made[twin] = twin
+        twin = self.full.get(name, "")
+        if not twin:
+            twin = self.full[name] = self._unique(f"{name}_fp32")
             self.nodes.append(
                 helper.make_node("Cast", [name], [twin], f"{name}_to_fp32", to=TensorProto.FLOAT)
             )
@@ -105,10 +127,10 @@ class _Bfloat16:
                 casts: list[tuple[str, str]] = []
                 for place, name in enumerate(node.output):
                     if name in self.floats and name in outputs:  # a graph's output stays fp32
-                        copy.output[place] = f"{name}_bf16"
-                        self.born_low.add(f"{name}_bf16")
-                        self.made[name] = f"{name}_bf16"
-                        casts.append((f"{name}_bf16", name))
+                        low = self.made[name] = self._unique(f"{name}_bf16")
+                        copy.output[place] = low
+                        self.born_low.add(low)
+                        casts.append((low, name))
                     elif name in self.floats:
                         self.born_low.add(name)
                 self.nodes.append(copy)
@@ -121,7 +143,7 @@ class _Bfloat16:
                 self.nodes.append(copy)
         del self.model.graph.node[:]
         self.model.graph.node.extend(self.nodes)
-        used = {name for node in self.nodes for name in node.input}
+        used = {name for node in self.nodes for name in node.input} | self.inner | outputs
         kept = [t for t in self.model.graph.initializer if t.name in used]
         del self.model.graph.initializer[:]
         self.model.graph.initializer.extend(kept)
@@ -137,29 +159,27 @@ def lower_to_bf16(graph: onnx.ModelProto, backbone_taps: Iterable[str]) -> onnx.
 
     Returns:
         A checked graph with the same inputs and outputs, weights rounded to nearest even.
+
+    Raises:
+        UsageError: Nothing in it can be lowered, or the result is no valid graph.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
     nodes = model.graph.node
     trunk = _downstream_of_entrance(model.graph) & _upstream_of(model.graph, backbone_taps)
-    lowered = {
-        i
-        for i in trunk
-        if nodes[i].op_type not in _KEEP_FP32 and not any(a.type in _GRAPHS for a in nodes[i].attribute)
-    }
-    _Bfloat16(model, lowered).rewrite()
-    onnx.checker.check_model(model, full_check=True)
+    # What a graph inside a node reads must keep its type: the types in there are not ours to change.
+    inner = _names_in_subgraphs(model.graph)
+    lowered = {i for i in trunk if nodes[i].op_type in _LOWERED and not inner.intersection(nodes[i].output)}
+    if not lowered:
+        raise UsageError("nothing to lower: no convolution or product leads to a backbone's output")
+    try:
+        _Bfloat16(model, lowered).rewrite()
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UsageError(f"the graph cannot be written in bf16: {str(error).strip()}") from error
     return model
 
 
 def lower(graph: onnx.ModelProto, precision: Precision, backbone_taps: Iterable[str]) -> onnx.ModelProto:
     """The graph in a precision: itself in fp32, else a lowered copy."""
     return graph if precision is Precision.FP32 else lower_to_bf16(graph, backbone_taps)
-
-
-def lowered_share(graph: onnx.ModelProto) -> float:
-    """Share of the convolutions whose weights are typed bfloat16."""
-    types = {t.name: t.data_type for t in graph.graph.initializer}
-    convolutions = [n for n in graph.graph.node if n.op_type == "Conv"]
-    low = [n for n in convolutions if types.get(n.input[1]) == TensorProto.BFLOAT16]
-    return float(np.divide(len(low), len(convolutions))) if convolutions else 0.0

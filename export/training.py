@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,6 +84,13 @@ def _train_nn(recipe: Recipe, features: Features, targets: Targets) -> nn.Module
     return head
 
 
+#: Head kind to what trains it.
+_TRAINERS: dict[str, Callable[[Recipe, Features, Targets], nn.Module]] = {
+    "linear": _train_linear,
+    "nn": _train_nn,
+}
+
+
 def train_head(recipe: Recipe, features: Features, targets: Targets, seed: int) -> nn.Module:
     """Train the recipe's head.
 
@@ -107,8 +114,7 @@ def train_head(recipe: Recipe, features: Features, targets: Targets, seed: int) 
     if absent:
         raise RecipeError(f"key `labels`: no photograph is labelled {', '.join(absent)}")
     with repeatable(seed):
-        train = _train_linear if recipe.head.kind == "linear" else _train_nn
-        return train(recipe, features, targets).eval().requires_grad_(False)
+        return _TRAINERS[recipe.head.kind](recipe, features, targets).eval().requires_grad_(False)
 
 
 def predict(head: nn.Module, features: Features) -> Targets:

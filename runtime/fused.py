@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import queue
@@ -31,8 +32,16 @@ if TYPE_CHECKING:
     from vsa_rt.runtime.decode import ImageSource
 
 T = TypeVar("T")
-#: Turns a call's outputs, and the rows that hold good images, into one value per row.
-Take = Callable[[Tensors, int], Sequence[T]]
+#: Turns a call's outputs and its number of rows into one value per row; ``None`` where it holds no numbers.
+Take = Callable[[Tensors, int], "Sequence[T | None]"]
+
+
+_READY_ONLY = (
+    "this bundle was built from a graph without a recipe and takes ready tensors only: call rt.infer, or build it "
+    "with --recipe"
+)
+_NO_LABELS = "this bundle has no labels: call rt.features"
+_CLOSED = "the runtime is closed; open the bundle again with vsa_rt.load"
 
 
 class Features(dict[str, NDArray[np.float32]]):
@@ -103,7 +112,12 @@ class _Batch:
         if all(self.errors):
             return [e for e in self.errors if e is not None]
         values = take(self.slot.run({n: b[:count] for n, b in self.slot.buffers.items()}), count)
-        return [error or value for error, value in zip(self.errors, values, strict=True)]
+        return [
+            error
+            or value
+            or ItemError(item_name(source, index), "the engine gave scores that are not numbers")
+            for error, value, (index, source) in zip(self.errors, values, self.items, strict=True)
+        ]
 
 
 class Runtime:
@@ -140,8 +154,7 @@ class Runtime:
         self.labels = list(manifest.labels)
         self._batch = batch
         self._closed = False
-        recipe = manifest.recipe
-        self._labeller = Labeller(self.labels, manifest.task, recipe.threshold if recipe else 0.5)
+        self._labeller = Labeller(self.labels, manifest.task, manifest.threshold)
         specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
         self._preprocessor = Preprocessor(specs, resample) if len(specs) == len(manifest.inputs) else None
         self._inputs = input_specs(manifest)
@@ -161,9 +174,13 @@ class Runtime:
 
     def close(self) -> None:
         """Finish what is under way and free the engine. Calls after that are refused."""
+        if self._closed:
+            return
         self._closed = True
         self._hosts.shutdown()
         self._runners.shutdown()
+        for _ in self.session.slots:  # whoever still runs a call gives its slot back first
+            self._free.get()
         self.session.close()
 
     def __call__(self, images: Iterable[ImageSource] | ImageSource) -> list[Sentiment | ItemError]:
@@ -184,8 +201,10 @@ class Runtime:
     def map(self, images: Iterable[ImageSource]) -> Iterator[Sentiment | ItemError]:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
         if not self.labels:
-            raise UsageError("this bundle gives features only; build it with --recipe, or call rt.features")
-        return self._stream(images, lambda outputs, count: self._labeller(outputs["scores"][:count]))
+            raise UsageError(_READY_ONLY if self._preprocessor is None else _NO_LABELS)
+        return self._stream(
+            as_items(images), lambda outputs, count: self._labeller(outputs["scores"][:count])
+        )
 
     def features(self, images: Iterable[ImageSource] | ImageSource) -> Features:
         """Every tap of images.
@@ -225,10 +244,12 @@ class Runtime:
         """
         self._require_open()
         count = self._check_tensors(tensors)
-        slot = self._free.get()
+        # Backends share writable memory only.
+        ready = {s.name: a if (a := tensors[s.name]).flags.writeable else a.copy() for s in self._inputs}
+        slot = self._take_slot()
         try:
             with self._streams:
-                outputs = slot.run(tensors)
+                outputs = slot.run(ready)
             return {name: value[:count].copy() for name, value in outputs.items()}
         finally:
             self._free.put(slot)
@@ -239,11 +260,16 @@ class Runtime:
 
     def _check_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> int:
         count = 0
+        foreign = sorted(set(tensors) - {s.name for s in self._inputs})
+        if foreign:
+            known = ", ".join(s.name for s in self._inputs)
+            raise UsageError(f"no input {foreign[0]!r}; the graph takes {known}")
         for spec in self._inputs:
             array = tensors.get(spec.name)
-            if array is None:
+            if not isinstance(array, np.ndarray):
+                got = "nothing" if array is None else type(array).__name__
                 raise UsageError(
-                    f"no tensor {spec.name!r}; the graph takes {', '.join(s.name for s in self._inputs)}"
+                    f"tensor {spec.name!r}: got {got}; expected a numpy array {_shape_text(spec)}"
                 )
             if array.shape[1:] != spec.shape[1:] or array.dtype != spec.dtype or not array.flags.c_contiguous:
                 raise UsageError(
@@ -259,7 +285,14 @@ class Runtime:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise UsageError("the runtime is closed; open the bundle again with vsa_rt.load")
+            raise UsageError(_CLOSED)
+
+    def _take_slot(self) -> Slot:
+        """Wait for a slot; a runtime that is closed meanwhile hands out none."""
+        while True:
+            self._require_open()
+            with contextlib.suppress(queue.Empty):
+                return self._free.get(timeout=0.1)
 
     def _stream(self, images: Iterable[ImageSource], take: Take[T]) -> Iterator[T | ItemError]:
         self._require_open()
@@ -279,7 +312,7 @@ class Runtime:
             yield from under_way.popleft().result()
 
     def _run_here(self, chunk: list[tuple[int, Any]], take: Take[T]) -> list[T | ItemError]:
-        batch = _Batch(self._free.get(), chunk)
+        batch = _Batch(self._take_slot(), chunk)
         try:
             for row in range(len(chunk)):
                 batch.prepare(row, self._require_preprocessor())
@@ -290,14 +323,12 @@ class Runtime:
 
     def _require_preprocessor(self) -> Preprocessor:
         if self._preprocessor is None:
-            raise UsageError(
-                "this bundle takes ready tensors only: it was built from a graph without a recipe"
-            )
+            raise UsageError(_READY_ONLY)
         return self._preprocessor
 
     def _send(self, chunk: list[tuple[int, Any]], take: Take[T]) -> Future[list[T | ItemError]]:
         """Hand a batch to the host threads; the one that prepares the last item hands it to the engine."""
-        batch = _Batch(self._free.get(), chunk)
+        batch = _Batch(self._take_slot(), chunk)
         done: Future[list[T | ItemError]] = Future()
 
         def run() -> None:
@@ -319,10 +350,18 @@ class Runtime:
                     item_name(chunk[row][1], chunk[row][0]), f"internal error: {error!r}"
                 )
             if batch.arrived():
-                self._runners.submit(run)
+                submit(self._runners, run)
+
+        def submit(pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: int) -> None:
+            try:
+                pool.submit(work, *arguments)
+            except RuntimeError:  # the pool is shut down: the runtime was closed meanwhile
+                if not done.done():
+                    self._free.put(batch.slot)
+                    done.set_exception(UsageError(_CLOSED))
 
         for row in range(len(chunk)):
-            self._hosts.submit(prepare, row)
+            submit(self._hosts, prepare, row)
         return done
 
 

@@ -7,15 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Resample, Target
+from vsa_rt.doctor import usable_cores
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.select import open_best
 from vsa_rt.errors import UsageError
 from vsa_rt.runtime.fused import Choice, Runtime
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load(
@@ -50,19 +46,17 @@ def load(
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     manifest = opened.manifest
-    threads = threads or usable_cores()
+    threads = usable_cores() if threads is None else threads
     if not 1 <= streams <= threads:
-        raise UsageError(f"streams {streams}: expected 1 to {threads}, the number of threads")
+        raise UsageError(
+            f"threads {threads}, streams {streams}: expected at least one thread, and 1 stream to one per thread"
+        )
     try:
         wanted = Precision(precision) if precision else None
-        mode = (
-            Resample(resample)
-            if resample
-            else (manifest.recipe.resample if manifest.recipe else Resample.EXACT)
-        )
+        mode = Resample(resample) if resample else manifest.resample
     except ValueError as error:
         raise UsageError(f"{error}; precisions are fp32, bf16; resamples exact, fast") from error
-    size = batch or manifest.max_batch
+    size = manifest.max_batch if batch is None else batch
     if not 1 <= size <= manifest.max_batch:
         raise UsageError(f"batch {batch}: expected 1 to {manifest.max_batch}, the bundle's max-batch")
     place = Target.parse(target) if isinstance(target, str) else target

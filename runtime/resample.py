@@ -25,6 +25,7 @@ except ImportError:  # built without a compiler
     _native = None  # type: ignore[assignment]
 
 _KERNELS: tuple[Literal["bicubic"], Literal["bilinear"]] = ("bicubic", "bilinear")
+_CUBIC = {"bicubic": True, "bilinear": False}
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # The kernel lays a block of rows out as 32 bytes per column; longer edges are rare enough to be left to Pillow.
@@ -132,7 +133,7 @@ def _resize_native(
     for spec, out in targets:
         whole = spec.resized(height, width)
         top, left = spec.crop_offset(*whole)
-        cubic = spec.kernel == "bicubic"
+        cubic = _CUBIC[spec.kernel]
         jobs.append(
             (
                 _plan(width, whole[1], left, spec.width, cubic),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from numpy.typing import NDArray
@@ -24,11 +25,13 @@ class Labeller:
         self._labels, self._task, self._threshold = labels, task, threshold
         self._kind = _KINDS.get(task, "softmax")
 
-    def __call__(self, scores: NDArray[Any]) -> list[Sentiment]:
-        """The sentiments of ``(N, C)`` scores, in order."""
+    def __call__(self, scores: NDArray[Any]) -> list[Sentiment | None]:
+        """The sentiments of ``(N, C)`` scores, in order; ``None`` for a row that is not all numbers."""
         return [self._one(row) for row in scores.tolist()]
 
-    def _one(self, row: list[float]) -> Sentiment:
+    def _one(self, row: list[float]) -> Sentiment | None:
+        if not all(map(math.isfinite, row)):
+            return None
         scores = dict(zip(self._labels, row, strict=True))
         if self._task is Task.MULTI_LABEL:
             over = tuple(name for name, score in scores.items() if score > self._threshold)

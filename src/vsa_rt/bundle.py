@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -40,7 +41,11 @@ def _inside(root: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
         raise BundleError(f"{root}: the manifest names {name!r}, which leaves the bundle; do not trust it")
     path = root.joinpath(*pure.parts)
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        leaves = not path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links
+        leaves = True
+    if leaves:
         raise BundleError(f"{root}: {name!r} is a link that leaves the bundle; do not trust it")
     return path
 
@@ -163,13 +168,61 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_stale(final: Path) -> None:
-    """Remove what builds that were killed left beside the final name."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-(\d+)-.*")
-    for stale in final.parent.iterdir():
+def _is_replaceable(folder: Path) -> bool:
+    """Whether a folder is empty or a bundle of any version: other programs have a manifest.json, too."""
+    if not folder.is_dir():
+        return False
+    try:
+        head = msgspec.json.decode((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return not any(folder.iterdir())
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return False
+    return isinstance(head, dict) and {"schema", "vsa_rt", "digest"} <= head.keys()
+
+
+def _lock(folder: Path) -> int | None:
+    """Hold a folder until the descriptor is closed or the process dies; ``None`` if another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _recover(final: Path) -> None:
+    """Tidy up after builds that were killed: bring back a bundle that had stepped aside, remove half ones."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.partial-[^.]+?(-old)?")
+    for stale in sorted(final.parent.iterdir()):
         match = pattern.fullmatch(stale.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
+        if not match or not stale.is_dir():
+            continue
+        held = _lock(stale)
+        if held is None:
+            continue
+        if match[1] and not final.exists():
+            stale.rename(final)
+        else:
             shutil.rmtree(stale, ignore_errors=True)
+        os.close(held)
+
+
+def _put_in_place(work: Path, final: Path) -> None:
+    """Give a finished folder its final name. Exchanging two directories is not portable, so that an old bundle steps
+    aside for an instant: a reader finds the old one, nothing, or the new one, and never a mixture."""
+    if not final.exists():
+        work.rename(final)
+        return
+    aside = work.with_name(f"{work.name}-old")
+    final.rename(aside)
+    try:
+        work.rename(final)
+    except OSError:
+        aside.rename(final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -186,28 +239,24 @@ def new_folder(final: Path) -> Iterator[Path]:
         UsageError: Something that is not a bundle has the final name, or the parent cannot be written.
     """
     final = Path(os.path.abspath(final))
-    if final.is_symlink() or (final.exists() and not (final / MANIFEST).is_file()):
-        empty = final.is_dir() and not final.is_symlink() and not any(final.iterdir())
-        if not empty:
-            raise UsageError(f"{final}: exists and is not a bundle; choose another name or remove it")
+    if final.is_symlink() or (final.exists() and not _is_replaceable(final)):
+        raise UsageError(f"{final}: exists and is not a bundle; choose another name or remove it")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(final)
-        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-{os.getpid()}-", dir=final.parent))
+        _recover(final)
+        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
+        held = _lock(work)
     except OSError as error:
         raise UsageError(f"{final}: cannot be written: {error.strerror}") from error
     work.chmod(0o755)
     try:
         yield work
         _sync(work)
-        if final.exists():
-            # Exchanging two directories is not portable: the old one steps aside for an instant, so that
-            # a reader finds the old bundle, nothing, or the new one, and never a mixture.
-            aside = work.with_name(f"{work.name}-old")
-            final.rename(aside)
-            work.rename(final)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            work.rename(final)
+        try:
+            _put_in_place(work, final)
+        except OSError as error:
+            raise UsageError(f"{final}: cannot be put in place: {error.strerror}") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            os.close(held)

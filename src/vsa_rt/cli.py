@@ -59,9 +59,16 @@ Weights = Annotated[
 ]
 RandomSeed = Annotated[
     int | None,
-    typer.Option(metavar="SEED", help="Seeded random weights for everything without a file; reports say so."),
+    typer.Option(
+        metavar="SEED", help="Seeded random weights for all that --weights does not name; reports say so."
+    ),
 ]
-MaxBatch = Annotated[int, typer.Option(min=1, max=1024, help="Largest batch of one engine call.")]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1024, help="Largest batch of one engine call; default 8, or what an export says."
+    ),
+]
 Targets = Annotated[
     list[str] | None,
     typer.Option(
@@ -103,6 +110,21 @@ def _progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("starting") as status:
         yield status.update
+
+
+def _drop_output() -> None:
+    """Let nothing more be written: Python would try the rest again at its exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """A reader that has seen enough, as in `vsa-rt run … | head`, ends the run as done."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop_output()
+        raise typer.Exit from None
 
 
 def _version(value: bool) -> None:
@@ -199,7 +221,7 @@ def export(
     data: Data = None,
     weights: Weights = None,
     random_weights: RandomSeed = None,
-    max_batch: MaxBatch = 8,
+    max_batch: MaxBatch = None,
     as_json: AsJson = False,
 ) -> None:
     """Export checkpoints to one ONNX graph and compare it with PyTorch."""
@@ -236,7 +258,7 @@ def build(
     recipe: Annotated[
         Path | None, typer.Option(help="Labels and preprocessing of a bare ONNX file; else features only.")
     ] = None,
-    max_batch: MaxBatch = 8,
+    max_batch: MaxBatch = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle: export, lower, compile, gate and measure."""
@@ -294,22 +316,26 @@ def run(
 ) -> None:
     """Say the sentiment of images. A bad item gets its error; the others are unharmed."""
     from vsa_rt import render
-    from vsa_rt.runtime.load import load, usable_cores
+    from vsa_rt.doctor import usable_cores
+    from vsa_rt.runtime.load import load
     from vsa_rt.runtime.sources import items_from_paths
 
     items = list(items_from_paths(paths, glob))
     cores = threads or usable_cores()
     # Many images: one engine stream per core gives the most images per second. Few: the shortest call.
     streams = cores if len(items) > 4 * cores else 1
-    with load(
-        bundle,
-        target=target,
-        precision=precision,
-        threads=cores,
-        streams=streams,
-        resample=resample,
-        batch=batch,
-    ) as runtime:
+    with (
+        _reader_may_leave(),
+        load(
+            bundle,
+            target=target,
+            precision=precision,
+            threads=cores,
+            streams=streams,
+            resample=resample,
+            batch=batch,
+        ) as runtime,
+    ):
         failed = render.results(items, runtime, output.value if output else None, top)
     if failed:
         raise typer.Exit(FAILED)
@@ -342,6 +368,8 @@ def check(
             weights=_pairs(weights),
             progress=progress,
         )
+        if weights and data is None:
+            raise UsageError("--weights: the golden tensors need no reference; name photographs with --data")
         opened = Bundle.open(bundle)
         found = check_bundle(opened, data, options) if data else check_golden(opened, options)
     render.check(found, as_json)
@@ -361,10 +389,11 @@ def main() -> None:
     except VsaError as error:
         typer.echo(f"vsa-rt: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        _drop_output()
+        name = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"vsa-rt: {name}{error.strerror or error}", err=True)
+        sys.exit(VsaError.exit_code)
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Sentiment:
     """What one image says.
 
     Attributes:
-        label: The winning label; ``None`` for multi-label and distribution tasks.
+        label: The winning label; ``None`` for multi-label tasks.
         labels: The labels over the decision threshold (multi-label only, else empty).
         scores: Label to score, in the recipe's order.
         scores_kind: ``softmax``, ``independent`` or ``distribution``.

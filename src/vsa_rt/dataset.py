@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vsa_rt.errors import DatasetError, ItemError
-from vsa_rt.recipe import contained
+from vsa_rt.recipe import contained, is_file
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}
@@ -63,7 +63,7 @@ def _from_csv(folder: Path) -> Dataset:
                     rejected.append(ItemError(entry, "a file and a label are expected"))
                 elif path is None:
                     rejected.append(ItemError(entry, f"{name!r} leaves the folder {images}"))
-                elif not path.is_file():
+                elif not is_file(path):
                     rejected.append(ItemError(entry, f"no file {path}"))
                 elif path in photographs:
                     rejected.append(ItemError(entry, f"{name!r} is listed twice; the first line counts"))
@@ -84,8 +84,10 @@ def _images_below(folder: Path, root: Path, label: str | None) -> tuple[list[Pho
         inside = contained(root, str(path.relative_to(root)))
         if inside is None:
             rejected.append(ItemError(str(path), f"the link leaves the folder {root} or loops"))
-        elif inside.is_file():
+        elif is_file(inside):
             photographs.append(Photograph(path, label))
+        elif path.is_symlink():
+            rejected.append(ItemError(str(path), "the link leads nowhere"))
     return photographs, rejected
 
 

@@ -68,6 +68,11 @@ class Machine:
     libraries: list[Library]
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _cpuinfo() -> dict[str, str]:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -96,11 +101,10 @@ def describe_machine() -> Machine:
     """Read the machine's description. Imports none of the libraries that it lists."""
     info = _cpuinfo()
     flags = set(info.get("flags", info.get("Features", "")).split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(
         processor=info.get("model name", platform.processor() or "unknown"),
         architecture=platform.machine(),
-        cores=cores,
+        cores=usable_cores(),
         memory_gib=_memory_gib(),
         instruction_sets=list(dict.fromkeys(text for flag, text in _FLAGS.items() if flag in flags)),
         python=platform.python_version(),

@@ -5,7 +5,8 @@
     VsaError                      exit code
     ├── UsageError                2   the call, the recipe or the data is wrong
     │   ├── RecipeError               a recipe's key is unknown, missing or does not fit
-    │   ├── CheckpointError           a checkpoint is absent, foreign, or does not fit its network
+    │   ├── CheckpointError           a checkpoint is foreign or does not fit its network
+    │   │   └── CheckpointAbsent          a checkpoint is not where it should be
     │   └── DatasetError              a labelled folder cannot be read
     ├── GateError                 1   a stage does not agree with the stage before it
     ├── ItemError                 1   one image cannot be processed; the others can
@@ -42,7 +43,11 @@ class RecipeError(UsageError):
 
 
 class CheckpointError(UsageError):
-    """A checkpoint is absent, in another format, or does not fit its network."""
+    """A checkpoint is in another format or does not fit its network."""
+
+
+class CheckpointAbsent(CheckpointError):
+    """A checkpoint, or the package that ships it, is not there."""
 
 
 class DatasetError(UsageError):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import math
+from typing import Any, Literal
 
 import msgspec
 
-from vsa_rt.contracts import ResizeSpec, Target, Task
+from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task
 from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.recipe import Recipe, check_recipe
 
 SCHEMA = 1
+#: More images than this in one call are nobody's wish; it bounds what a foreign manifest can allocate.
+MAX_BATCH = 1024
+#: Of one image's tensor, for the same reason: a quarter of a gigabyte of bytes, one of floats.
+MAX_ELEMENTS = 2**28
+_DTYPES = frozenset({"uint8", "float32", "float16", "int32", "int64"})
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -39,10 +45,17 @@ class InputRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One graph output ``(N, width)`` in float32: a backbone's features, all features, logits or scores."""
+    """One graph output ``(N, width)`` in float32.
+
+    Attributes:
+        name: The tensor's name.
+        width: Its second axis.
+        kind: A backbone's features, the joined features, what the head gives before and after its activation.
+    """
 
     name: str
     width: int
+    kind: Literal["backbone", "features", "logits", "scores"]
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,11 +151,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         task: What the scores mean.
         inputs: In the graph's order.
         taps: In the graph's order.
+        threshold: Multi-label: the score above which a label is given.
+        resample: How the host resizes unless told otherwise.
         max_batch: Largest batch of one engine call.
         checkpoints: Backbone name, or ``head``, to its weights.
         graphs: The first is the FP32 truth.
         gates: The export's own comparisons.
-        engines: Fastest first; those that failed their gate come last.
+        engines: Those that held their gate, fastest first.
         rejected: What was not built.
         chosen: One sentence: which engine is the default and why.
         golden: Path of the golden tensors.
@@ -156,6 +171,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     recipe: Recipe | None
     labels: list[str]
     task: Task
+    threshold: float
+    resample: Resample
     inputs: list[InputRecord]
     taps: list[TapRecord]
     max_batch: int
@@ -185,21 +202,57 @@ def manifest_to_json(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
-def _check_consistency(manifest: Manifest, where: str) -> None:
-    for target in (e.target for e in manifest.engines):
-        Target.parse(target)
-    if manifest.recipe is not None:
-        check_recipe(manifest.recipe, where)
-    if manifest.labels:
-        scores = [t.width for t in manifest.taps if t.name == "scores"]
-        if scores != [len(manifest.labels)]:
-            raise BundleError(f"{where}: {len(manifest.labels)} labels do not fit scores of width {scores}")
+def _check_tensors(manifest: Manifest) -> str:
+    """What is wrong with the inputs and taps; empty if nothing is."""
+    if not manifest.inputs or not manifest.taps or not manifest.graphs:
+        return "a graph, its inputs and its taps are expected"
+    for record in manifest.inputs:
+        if record.dtype not in _DTYPES or not record.shape or min(record.shape) < 1:
+            return f"input {record.name!r} is {record.dtype} {record.shape}"
+        resize = record.resize
+        if resize is not None and record.shape != [resize.height, resize.width, 3]:
+            return f"input {record.name!r} has shape {record.shape}, its resize gives {resize.height} x {resize.width}"
+        if math.prod(record.shape) > MAX_ELEMENTS:
+            return f"input {record.name!r} has {math.prod(record.shape)} elements"
+    for tap in manifest.taps:
+        if not 1 <= tap.width <= MAX_ELEMENTS:
+            return f"tap {tap.name!r} has the width {tap.width}"
+    scores = [t.width for t in manifest.taps if t.kind == "scores"]
+    if manifest.labels and scores != [len(manifest.labels)]:
+        return f"{len(manifest.labels)} labels do not fit scores of width {scores}"
+    return ""
+
+
+def _check_words(manifest: Manifest) -> str:
+    """What is wrong with labels, batch and names; empty if nothing is."""
+    if len(set(manifest.labels)) != len(manifest.labels):
+        return "a label is named twice"
+    if manifest.recipe is not None and manifest.recipe.labels != manifest.labels:
+        return f"labels {manifest.labels} are not the recipe's {manifest.recipe.labels}"
+    if not 1 <= manifest.max_batch <= MAX_BATCH or not 0 < manifest.threshold < 1:
+        return f"max_batch {manifest.max_batch}, threshold {manifest.threshold}"
     named = (
         {g.path for g in manifest.graphs} | {f for e in manifest.engines for f in e.files} | {manifest.golden}
     )
-    unlisted = sorted(n for n in named if n and n not in manifest.files)
+    if not all(e.files for e in manifest.engines):
+        return "an engine has no files"
+    unlisted = sorted(n for n in named if n not in manifest.files)
     if unlisted:
-        raise BundleError(f"{where}: {unlisted[0]!r} is named but not among the files; rebuild the bundle")
+        return f"{unlisted[0]!r} is named but not among the files"
+    known = {str(p) for p in Precision}
+    used = {g.precision for g in manifest.graphs} | {e.precision for e in manifest.engines}
+    unknown = sorted(used - known)
+    return f"unknown precision {unknown[0]!r}" if unknown else ""
+
+
+def _check_consistency(manifest: Manifest, where: str) -> None:
+    for engine in manifest.engines:
+        Target.parse(engine.target)
+    if manifest.recipe is not None:
+        check_recipe(manifest.recipe, where)
+    problem = _check_tensors(manifest) or _check_words(manifest)
+    if problem:
+        raise BundleError(f"{where}: contradicts itself: {problem}; rebuild the bundle")
 
 
 def manifest_from_json(data: bytes, where: str) -> Manifest:
@@ -214,7 +267,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
     """
     try:
         raw: Any = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(f"{where}: not a manifest: {error}; rebuild or copy the bundle again") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema != SCHEMA:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from importlib import resources, util
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from vsa_rt.contracts import Resample, ResizeSpec, Task
-from vsa_rt.errors import CheckpointError, RecipeError
+from vsa_rt.errors import CheckpointAbsent, RecipeError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,8 +20,8 @@ else:  # pragma: no cover - JetPack 6
     import tomli as tomllib
 
 SCHEMA = 1
-#: Names that the graph gives to its own outputs; a backbone cannot be called so.
-RESERVED_TAPS = frozenset({"features", "logits", "scores"})
+#: Names that the graph gives to its own outputs, and the head's own; a backbone cannot be called so.
+RESERVED_NAMES = frozenset({"features", "logits", "scores", "head"})
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _PACKAGE = "package:"
@@ -178,9 +179,11 @@ def _check_backbones(recipe: Recipe, where: str) -> None:
     for i, backbone in enumerate(recipe.backbones):
         key = f"backbones[{i}]"
         _check_name(where, f"{key}.name", backbone.name)
-        if backbone.name in RESERVED_TAPS:
+        if backbone.name in RESERVED_NAMES or backbone.name.startswith("image_"):
             raise _refuse(
-                where, f"{key}.name", f"{backbone.name!r} is an output of every graph; choose another"
+                where,
+                f"{key}.name",
+                f"{backbone.name!r} has a meaning of its own in every graph or bundle; choose another",
             )
         family, colon, architecture = backbone.architecture.partition(":")
         if not colon or family != "timm" or not architecture:
@@ -218,8 +221,10 @@ def _check_graph(graph: Graph, recipe: Recipe, where: str) -> None:
         raise _refuse(where, "graph.inputs", "at least one [[graph.inputs]] table is needed")
     _check_unique(where, "graph.inputs.name", [i.name for i in graph.inputs])
     for i, entry in enumerate(graph.inputs):
-        if not all(s > 0 for s in entry.std):
-            raise _refuse(where, f"graph.inputs[{i}].std", f"{entry.std} must be positive")
+        if not all(s > 0 and math.isfinite(s) for s in entry.std):
+            raise _refuse(where, f"graph.inputs[{i}].std", f"{entry.std} must be positive numbers")
+        if not all(map(math.isfinite, entry.mean)):
+            raise _refuse(where, f"graph.inputs[{i}].mean", f"{entry.mean} must be numbers")
 
 
 def _check_fit(recipe: Recipe, where: str) -> None:
@@ -227,8 +232,8 @@ def _check_fit(recipe: Recipe, where: str) -> None:
     if fit.folds < 2:
         raise _refuse(where, "fit.folds", f"{fit.folds} must be at least 2")
     for key in ("regularisation", "epochs", "batch_size", "learning_rate"):
-        if not getattr(fit, key) > 0:
-            raise _refuse(where, f"fit.{key}", f"{getattr(fit, key)} must be positive")
+        if not (getattr(fit, key) > 0 and math.isfinite(getattr(fit, key))):
+            raise _refuse(where, f"fit.{key}", f"{getattr(fit, key)} must be a positive number")
 
 
 def check_recipe(recipe: Recipe, where: str) -> Recipe:
@@ -252,6 +257,8 @@ def check_recipe(recipe: Recipe, where: str) -> Recipe:
     if recipe.task is Task.BINARY and len(recipe.labels) != 2:
         raise _refuse(where, "labels", f"task binary has two labels, not {len(recipe.labels)}")
     _check_unique(where, "labels", recipe.labels)
+    if not all(label.strip() for label in recipe.labels):
+        raise _refuse(where, "labels", "a label is empty")
     if not 0 < recipe.threshold < 1:
         raise _refuse(where, "threshold", f"{recipe.threshold} must lie between 0 and 1")
     if recipe.graph is None:
@@ -296,7 +303,7 @@ def read_recipe(path: Path) -> Recipe:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not TOML: {error}") from error
     try:
         recipe = msgspec.convert(table, Recipe)
@@ -316,6 +323,14 @@ def contained(folder: Path, inner: str) -> Path | None:
         return None
 
 
+def is_file(path: Path) -> bool:
+    """Whether a path leads to a regular file; one that no file can have does not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
 def locate(path: str, folder: Path, key: str, obtain: str = "") -> Path:
     """Find a file that a recipe names.
 
@@ -330,22 +345,23 @@ def locate(path: str, folder: Path, key: str, obtain: str = "") -> Path:
 
     Raises:
         RecipeError: The path leaves its folder or its package.
-        CheckpointError: The file or the package is not there.
+        CheckpointAbsent: The file or the package is not there.
     """
     advice = f" {obtain}" if obtain else ""
     if path.startswith(_PACKAGE):
         package, _, inner = path[len(_PACKAGE) :].partition("/")
-        spec = util.find_spec(package) if package.isidentifier() else None
+        known = package.isidentifier() and not package.startswith("__")
+        spec = util.find_spec(package) if known else None
         if spec is None or not spec.submodule_search_locations:
-            raise CheckpointError(f"key `{key}`: package {package!r} is not installed.{advice}")
+            raise CheckpointAbsent(f"key `{key}`: package {package!r} is not installed.{advice}")
         folder, path = Path(next(iter(spec.submodule_search_locations))), inner
     found = contained(folder, path)
     if found is None:
         raise RecipeError(
             f"key `{key}`: {path!r} leaves the folder {folder}; name a file elsewhere with --weights NAME=PATH"
         )
-    if not found.is_file():
-        raise CheckpointError(
+    if not is_file(found):
+        raise CheckpointAbsent(
             f"key `{key}`: no file {found}.{advice or ' Name it with --weights NAME=PATH.'}"
         )
     return found

@@ -46,6 +46,7 @@ def _finite(value: Any) -> Any:
 def _document(kind: str, **fields: Any) -> None:
     text = json.dumps(_finite({"schema": SCHEMA, "kind": kind, **msgspec.to_builtins(fields)}), indent=2)
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _errors(rejected: Sequence[ItemError]) -> list[dict[str, str]]:
@@ -282,7 +283,7 @@ def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
 
 def _write_lines(lines: Iterable[dict[str, Any]]) -> None:
     for line in lines:
-        sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write_csv(lines: Iterable[dict[str, Any]]) -> None:

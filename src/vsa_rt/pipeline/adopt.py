@@ -8,10 +8,10 @@ import numpy as np
 
 from vsa_rt.errors import needs
 from vsa_rt.manifest import InputRecord, Manifest
-from vsa_rt.pipeline.export import GRAPH, Judged, gate_photographs, new_manifest, run_reference, write_golden
-from vsa_rt.pipeline.gate import Run
+from vsa_rt.pipeline.export import GRAPH, gate_photographs, new_manifest, run_reference, write_golden
+from vsa_rt.pipeline.gate import Judged, Reference, Run
 from vsa_rt.pipeline.images import PreparedBatch, as_photographs
-from vsa_rt.pipeline.reference import Reference, pillow_prepare
+from vsa_rt.pipeline.reference import pillow_prepare
 from vsa_rt.recipe import Recipe, read_recipe
 
 #: Ready tensors of a features-only bundle: drawn from a seeded normal, because nobody knows its preprocessing.
@@ -63,11 +63,13 @@ def adopt_into(
         judged = run_reference(reference, purpose.inputs, gate_photographs(data))
     else:
         judged = _ready_batch(purpose.inputs, executor.run)
-    write_golden(folder, judged)
+    write_golden(folder, judged, purpose.labels)
     manifest = new_manifest(
         recipe=recipe,
         labels=purpose.labels,
         task=purpose.task,
+        threshold=purpose.threshold,
+        resample=purpose.resample,
         inputs=purpose.inputs,
         taps=purpose.taps,
         max_batch=max_batch,

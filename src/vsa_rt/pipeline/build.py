@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,16 +12,23 @@ import numpy as np
 from vsa_rt.bench import clock
 from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
 from vsa_rt.contracts import Precision, Target
+from vsa_rt.doctor import usable_cores
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.engines.select import input_specs, output_specs
 from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
 from vsa_rt.manifest import EngineRecord, GateRecord, GraphRecord, Manifest, Rejection
-from vsa_rt.pipeline.export import GRAPH, ExportOptions, Judged, export_into, gate_photographs, run_reference
-from vsa_rt.pipeline.gate import decides, judge, record_of, tolerance_for
-from vsa_rt.pipeline.reference import Reference, find_reference
+from vsa_rt.pipeline.export import (
+    DEFAULT_BATCH,
+    GRAPH,
+    ExportOptions,
+    export_into,
+    gate_photographs,
+    run_reference,
+)
+from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
+from vsa_rt.pipeline.reference import find_reference
 from vsa_rt.recipe import find_recipe, read_recipe
-from vsa_rt.runtime.load import usable_cores
 
 #: Rounds of the interleaved measurement that ranks the engines.
 ROUNDS = 15
@@ -51,6 +59,9 @@ class _Candidate:
     @property
     def folder(self) -> str:
         return f"engines/{self.target.backend}-{self.target.device}-{self.precision}"
+
+    def rejected(self, reason: str) -> Rejection:
+        return Rejection(target=str(self.target), precision=str(self.precision), reason=reason)
 
     def __str__(self) -> str:
         return f"{self.target} {self.precision}"
@@ -97,21 +108,37 @@ def _candidates(options: BuildOptions) -> tuple[list[_Candidate], list[Rejection
     return wanted, rejected
 
 
-def _lower(folder: Path, manifest: Manifest, precisions: set[Precision]) -> dict[Precision, str]:
-    """Write the lowered graphs. Returns precision -> file name."""
-    with needs("export"):
-        from vsa_rt.export.foreign import graph_from_bytes
-        from vsa_rt.export.precision import lower
+@dataclass
+class _Lowered:
+    """The graphs of a folder by precision, each made when it is first asked for."""
 
-    graphs = {Precision.FP32: GRAPH}
-    # Parsed in any case: a bundle of a stranger may hold a graph that points outside.
-    source = graph_from_bytes((folder / GRAPH).read_bytes(), GRAPH)
-    trunk = [t.name for t in manifest.taps if t.name not in ("features", "logits", "scores")]
-    for precision in sorted(precisions - {Precision.FP32}):
-        name = f"graph.{precision}.onnx"
-        (folder / name).write_bytes(lower(source, precision, trunk).SerializeToString())
-        graphs[precision] = name
-    return graphs
+    folder: Path
+    manifest: Manifest
+    names: dict[Precision, str] = field(default_factory=lambda: {Precision.FP32: GRAPH})
+
+    def graph(self, precision: Precision) -> bytes:
+        """The bytes of the graph in a precision.
+
+        Raises:
+            UsageError: The graph points outside, or cannot be written in that precision.
+        """
+        if precision not in self.names:
+            with needs("export"):
+                from vsa_rt.export.foreign import graph_from_bytes
+                from vsa_rt.export.precision import lower
+
+            source = graph_from_bytes((self.folder / GRAPH).read_bytes(), GRAPH)
+            trunk = [t.name for t in self.manifest.taps if t.kind == "backbone"]
+            lowered = lower(source, precision, trunk).SerializeToString()
+            name = f"graph.{precision}.onnx"
+            (self.folder / name).write_bytes(lowered)
+            self.names[precision] = name
+        return (self.folder / self.names[precision]).read_bytes()
+
+    def records(self) -> list[GraphRecord]:
+        """What the manifest says about them, FP32 first."""
+        opset = self.manifest.graphs[0].opset
+        return [GraphRecord(path=name, precision=str(p), opset=opset) for p, name in self.names.items()]
 
 
 def _compile(
@@ -121,7 +148,7 @@ def _compile(
     engine_folder = folder / candidate.folder
     engine_folder.mkdir(parents=True)
     backend = table.backend(candidate.target.backend)
-    names = backend.build(graph, engine_folder)
+    names = backend.build(graph, engine_folder, candidate.target.device, manifest.max_batch)
     session = backend.open(
         [(engine_folder / name).read_bytes() for name in names],
         input_specs(manifest),
@@ -148,7 +175,11 @@ def _measure(built: list[_Built], max_batch: int, judged: Judged) -> dict[str, d
 def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, Reference, Judged]:
     """Fill the folder with everything but lowered graphs and engines."""
     path = Path(source)
+    if path.suffix != ".onnx" and options.recipe:
+        raise UsageError("--recipe: only a MODEL.onnx needs one")
     if (path / MANIFEST).is_file():
+        if options.random_seed is not None:
+            raise UsageError("--random-weights: the bundle has its weights already")
         bundle = Bundle.open(path)
         lowered = {g.path for g in bundle.manifest.graphs[1:]}
         kept = [n for n in bundle.manifest.files if not n.startswith("engines/") and n not in lowered]
@@ -159,15 +190,17 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
             bundle.manifest,
             engines=[],
             rejected=[],
-            max_batch=options.max_batch,
+            max_batch=options.max_batch or bundle.manifest.max_batch,
             graphs=bundle.manifest.graphs[:1],
         )
         options.progress("loading the reference")
         reference = find_reference(bundle, options.weights)
     elif path.suffix == ".onnx":
+        if options.random_seed is not None or options.weights:
+            raise UsageError("--weights, --random-weights: an ONNX file has its weights already")
         from vsa_rt.pipeline.adopt import adopt_into
 
-        return adopt_into(folder, path, options.recipe, options.max_batch, options.data)
+        return adopt_into(folder, path, options.recipe, options.max_batch or DEFAULT_BATCH, options.data)
     else:
         recipe_path = find_recipe(source)
         return export_into(folder, read_recipe(recipe_path), recipe_path.parent, options)
@@ -176,40 +209,37 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
 
 
 def _engines(
-    folder: Path, manifest: Manifest, reference: Reference, judged: Judged, options: BuildOptions
-) -> tuple[list[_Built], list[Rejection], list[GraphRecord]]:
-    """Build, open and gate every candidate."""
-    candidates, rejected = _candidates(options)
-    options.progress("lowering precision")
-    graphs = _lower(folder, manifest, {c.precision for c in candidates})
+    candidates: list[_Candidate],
+    lowered: _Lowered,
+    reference: Reference,
+    judged: Judged,
+    options: BuildOptions,
+) -> tuple[list[_Built], list[Rejection]]:
+    """Build, open and gate every candidate.
+
+    Raises:
+        EnvironmentUnusable: One that was asked for by name cannot be built.
+    """
     built: list[_Built] = []
+    rejected: list[Rejection] = []
+    folder, manifest = lowered.folder, lowered.manifest
     for candidate in candidates:
         options.progress(f"building {candidate}")
         try:
-            graph = (folder / graphs[candidate.precision]).read_bytes()
-            files, session = _compile(folder, candidate, graph, manifest)
-        except EnvironmentUnusable as error:
-            if options.targets:
+            files, session = _compile(folder, candidate, lowered.graph(candidate.precision), manifest)
+        except (EnvironmentUnusable, UsageError) as error:
+            if options.targets or options.precision:
                 raise
-            rejected.append(
-                Rejection(target=str(candidate.target), precision=str(candidate.precision), reason=str(error))
-            )
+            shutil.rmtree(folder / candidate.folder, ignore_errors=True)
+            rejected.append(candidate.rejected(str(error)))
             continue
         options.progress(f"gate: {candidate} against {reference.name}")
-        parity = judge(
-            str(candidate),
-            reference.name,
-            judged,
-            session.slots[0].run,
-            tolerance_for(candidate.precision),
-            manifest.labels if decides(manifest) else [],
-            reference.labels,
-            manifest.max_batch,
-        )
+        comparison = comparison_of(str(candidate), reference, manifest, candidate.precision)
+        parity = judge(comparison, judged, session.slots[0].run, manifest.max_batch)
         built.append(_Built(candidate, files, session, record_of(parity)))
-    opset = manifest.graphs[0].opset
-    records = [GraphRecord(path=name, precision=str(p), opset=opset) for p, name in graphs.items()]
-    return built, rejected, records
+    if not built:
+        raise EnvironmentUnusable(f"no engine could be built: {'; '.join(r.reason for r in rejected)}")
+    return built, rejected
 
 
 def _drop_failed(
@@ -220,22 +250,14 @@ def _drop_failed(
     Raises:
         GateError: One that was asked for by name failed, or none is left.
     """
-    import shutil
-
     failed = [b for b in built if not b.gate.passed]
-    reasons = [f"{b.candidate}: {'; '.join(b.gate.reasons)}" for b in failed]
     if failed and (options.targets or options.precision or len(failed) == len(built)):
-        raise GateError(f"failed parity: {' | '.join(reasons)}")
+        reasons = " | ".join(f"{b.candidate}: {'; '.join(b.gate.reasons)}" for b in failed)
+        raise GateError(f"failed parity: {reasons}")
     for b in failed:
+        b.session.close()
         shutil.rmtree(folder / b.candidate.folder)
-    rejections = [
-        Rejection(
-            target=str(b.candidate.target),
-            precision=str(b.candidate.precision),
-            reason=f"failed parity: {'; '.join(b.gate.reasons)}",
-        )
-        for b in failed
-    ]
+    rejections = [b.candidate.rejected(f"failed parity: {'; '.join(b.gate.reasons)}") for b in failed]
     return [b for b in built if b.gate.passed], rejections
 
 
@@ -269,9 +291,11 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
         GateError: A stage left its tolerance; nothing is written.
         EnvironmentUnusable: No target can be used.
     """
+    candidates, unusable = _candidates(options)
     with new_folder(out) as work:
         manifest, reference, judged = _start(source, work, options)
-        built, rejected, graphs = _engines(work, manifest, reference, judged, options)
+        lowered = _Lowered(work, manifest)
+        built, rejected = _engines(candidates, lowered, reference, judged, options)
         good, failed = _drop_failed(work, built, options)
         options.progress("measuring")
         latency = _measure(good, manifest.max_batch, judged)
@@ -279,18 +303,23 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
             (_record(b, latency[str(b.candidate)]) for b in good),
             key=lambda e: next(iter(e.latency_ms.values())),
         )
-        for b in built:
+        for b in good:
             b.session.close()
-        first = engines[0]
-        others = ", ".join(f"{e.target} {e.precision} {e.latency_ms['1']:.1f} ms" for e in engines[1:])
-        chosen = f"{first.target} {first.precision}: fastest at batch 1 ({first.latency_ms['1']:.1f} ms"
         return seal_folder(
             work,
             msgspec.structs.replace(
                 manifest,
-                graphs=graphs,
+                graphs=lowered.records(),
                 engines=engines,
-                rejected=rejected + failed,
-                chosen=f"{chosen}; {others})" if others else f"{chosen}, the only one)",
+                rejected=unusable + rejected + failed,
+                chosen=_why_first(engines),
             ),
         )
+
+
+def _why_first(engines: list[EngineRecord]) -> str:
+    """One sentence: which engine is the default, and why."""
+    first = engines[0]
+    others = ", ".join(f"{e.target} {e.precision} {e.latency_ms['1']:.1f} ms" for e in engines[1:])
+    text = f"{first.target} {first.precision}: fastest at batch 1 ({first.latency_ms['1']:.1f} ms"
+    return f"{text}; {others})" if others else f"{text}, the only one)"

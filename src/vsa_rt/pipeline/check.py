@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsa_rt.bench.parity import Comparison, Parity
+from vsa_rt.bench.parity import Parity
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.dataset import read_dataset
+from vsa_rt.doctor import usable_cores
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.select import open_session
 from vsa_rt.errors import BundleError, EnvironmentUnusable, ItemError, UsageError
-from vsa_rt.golden import read_golden
+from vsa_rt.golden import read_golden, read_labels
 from vsa_rt.manifest import EngineRecord
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.gate import Run, decides, run_in_parts, tolerance_for
-from vsa_rt.pipeline.images import PhotographFeed
-from vsa_rt.pipeline.reference import Reference, find_reference
-from vsa_rt.runtime.load import usable_cores
+from vsa_rt.pipeline.gate import Judged, Reference, Run, compare_batch, compare_sizes, comparison_of, judge
+from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs
+from vsa_rt.pipeline.reference import find_reference
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,6 @@ def _graph_stage(bundle: Bundle, reference: Reference) -> list[_Stage]:
     return [_Stage("onnx", Precision.FP32, executor.run)]
 
 
-def _comparison(
-    stage: _Stage, bundle: Bundle, reference: str, labels: list[str], resample: Resample
-) -> Comparison:
-    tolerance = tolerance_for(stage.precision, resample)
-    decided = bundle.manifest.labels if decides(bundle.manifest) else []
-    return Comparison(stage.name, reference, tolerance, decided, labels)
-
-
 def _random(bundle: Bundle) -> bool:
     return any(c.random_seed is not None for c in bundle.manifest.checkpoints.values())
 
@@ -136,13 +128,27 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
     golden = read_golden(bundle.read(bundle.manifest.golden))
     inputs = {k.removeprefix("input."): v for k, v in golden.items() if k.startswith("input.")}
     taps = {k.removeprefix("tap."): v for k, v in golden.items() if k.startswith("tap.")}
-    names = [f"golden {i}" for i in range(len(next(iter(inputs.values()))))]
+    manifest = bundle.manifest
+    if not manifest.engines:
+        raise BundleError(f"{bundle.root}: exported but not built: vsa-rt build {bundle.root} -o BUNDLE")
+    wanted = [{r.name: r.shape for r in manifest.inputs}, {t.name: [t.width] for t in manifest.taps}]
+    if [{k: list(v.shape[1:]) for k, v in found.items()} for found in (inputs, taps)] != wanted:
+        raise BundleError(
+            f"{bundle.root}: the golden tensors are not those of this graph; rebuild the bundle"
+        )
+    names = [Path(f"golden {i}") for i in range(len(next(iter(inputs.values()))))]
+    judged: Judged = [(PreparedBatch(as_photographs(names), inputs, inputs), taps)]
     stages, refused = _stages(bundle, options)
-    parities = []
-    for stage in stages:
-        comparison = _comparison(stage, bundle, "golden", list(bundle.manifest.labels), Resample.EXACT)
-        comparison.add_taps(names, taps, run_in_parts(stage.run, inputs, bundle.manifest.max_batch))
-        parities.append(comparison.result())
+    golden_reference = Reference("golden", "", read_labels(golden), lambda picture: {}, lambda batch: {})
+    parities = [
+        judge(
+            comparison_of(s.name, golden_reference, bundle.manifest, s.precision),
+            judged,
+            s.run,
+            bundle.manifest.max_batch,
+        )
+        for s in stages
+    ]
     return Check(
         "golden", "no --data given: the bundle's own golden tensors", parities, refused, [], _random(bundle)
     )
@@ -162,7 +168,7 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
     """
     manifest = bundle.manifest
     if any(i.resize is None for i in manifest.inputs):
-        raise BundleError(
+        raise UsageError(
             f"{bundle.root}: takes ready tensors only; check it without --data, on its golden tensors"
         )
     bundle.verify()
@@ -171,20 +177,18 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
     reference = find_reference(bundle, options.weights)
     stages, refused = _stages(bundle, options)
     stages = _graph_stage(bundle, reference) + stages
-    default = manifest.recipe.resample if manifest.recipe else Resample.EXACT
-    resample = options.resample or default
+    resample = options.resample or manifest.resample
     feed = PhotographFeed(manifest.inputs, reference.prepare, resample)
-    comparisons = [_comparison(s, bundle, reference.name, reference.labels, resample) for s in stages]
+    comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
     seen = 0
     for batch in feed.batches(dataset.photographs):
-        seen += len(batch.photographs)
-        options.progress(f"comparing {seen} of {len(dataset.photographs)} photographs")
         taps = reference.run(batch.reference)
-        truth = [p.label for p in batch.photographs]
         for stage, comparison in zip(stages, comparisons, strict=True):
-            comparison.add_inputs(batch.names, batch.reference, batch.candidate)
-            outputs = run_in_parts(stage.run, batch.candidate, manifest.max_batch)
-            comparison.add_taps(batch.names, taps, outputs, truth)
+            if not seen:
+                compare_sizes(comparison, batch, taps, stage.run, manifest.max_batch)
+            compare_batch(comparison, batch, taps, stage.run, manifest.max_batch)
+        seen += len(batch.photographs)
+        options.progress(f"compared {seen} of {len(dataset.photographs)} photographs")
     parities = [c.result() for c in comparisons]
     return Check(
         reference.name, reference.why, parities, refused, dataset.rejected + feed.rejected, _random(bundle)

@@ -10,12 +10,11 @@ import numpy as np
 from vsa_rt.bench import clock
 from vsa_rt.bench.probe import CHANNELS, MACS, SIZE
 from vsa_rt.contracts import Precision, Target, TensorSpec
-from vsa_rt.doctor import Machine, describe_machine
+from vsa_rt.doctor import Machine, describe_machine, usable_cores
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.runtime import jpeg, resample
-from vsa_rt.runtime.load import usable_cores
 
 ROUNDS = 15
 
@@ -79,7 +78,7 @@ def _open(target: Target, precision: Precision) -> Session:
 
     backend = table.backend(target.backend)
     with tempfile.TemporaryDirectory() as folder:
-        names = backend.build(_probe_graph(precision), Path(folder))
+        names = backend.build(_probe_graph(precision), Path(folder), target.device, 4)
         files = [(Path(folder) / name).read_bytes() for name in names]
     inputs = [TensorSpec("image", "float32", (None, CHANNELS, SIZE, SIZE))]
     outputs = [TensorSpec("features", "float32", (None, CHANNELS))]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from vsa_rt.bundle import new_folder, seal_folder
-from vsa_rt.contracts import Precision, Task
+from vsa_rt.contracts import Precision, Resample, Task
 from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import GateError, needs
 from vsa_rt.golden import golden_to_bytes
@@ -21,21 +23,20 @@ from vsa_rt.manifest import (
     Manifest,
     TapRecord,
 )
-from vsa_rt.pipeline.gate import Arrays, judge, record_of, tolerance_for
-from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs
-from vsa_rt.pipeline.reference import HEAD, Reference
+from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
+from vsa_rt.pipeline.images import PhotographFeed, as_photographs
+from vsa_rt.pipeline.reference import HEAD
 from vsa_rt.recipe import Recipe
 from vsa_rt.version import __version__
 
 GRAPH = "graph.onnx"
 GOLDEN = "golden.npz"
-GOLDEN_IMAGES = 4
+GOLDEN_IMAGES = 8
 #: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
 GATE_IMAGES = 64
+DEFAULT_BATCH = 8
 #: Called with one sentence as each step begins.
 Progress = Callable[[str], None]
-#: A reference's outputs over some photographs, to hold several candidates against.
-Judged = list[tuple[PreparedBatch, Arrays]]
 
 
 def silent(_step: str) -> None:
@@ -50,14 +51,14 @@ class ExportOptions:
         data: Photographs for the gates; by default those that the export extra's packages ship.
         weights: Backbone name, or ``head``, to a file to use instead of the recipe's.
         random_seed: Seeded weights for everything that has no file.
-        max_batch: Largest batch of one engine call.
+        max_batch: Largest batch of one engine call; ``None`` for what an exported bundle says, else 8.
         progress: Told of every step.
     """
 
     data: Path | None = None
     weights: dict[str, Path] = field(default_factory=dict)
     random_seed: int | None = None
-    max_batch: int = 8
+    max_batch: int | None = None
     progress: Progress = silent
 
 
@@ -85,11 +86,13 @@ def run_reference(
     return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
 
 
-def write_golden(folder: Path, judged: Judged) -> None:
+def write_golden(folder: Path, judged: Judged, labels: list[str]) -> None:
     """Store the inputs and taps of the first photographs."""
     batch, taps = judged[0]
     inputs = {name: array[:GOLDEN_IMAGES] for name, array in batch.reference.items()}
-    (folder / GOLDEN).write_bytes(golden_to_bytes(inputs, {n: a[:GOLDEN_IMAGES] for n, a in taps.items()}))
+    (folder / GOLDEN).write_bytes(
+        golden_to_bytes(inputs, {n: a[:GOLDEN_IMAGES] for n, a in taps.items()}, labels)
+    )
 
 
 def require(gate: GateRecord) -> GateRecord:
@@ -108,6 +111,8 @@ def new_manifest(
     recipe: Recipe | None,
     labels: list[str],
     task: Task,
+    threshold: float,
+    resample: Resample,
     inputs: list[InputRecord],
     taps: list[TapRecord],
     max_batch: int,
@@ -123,6 +128,8 @@ def new_manifest(
         recipe=recipe,
         labels=labels,
         task=task,
+        threshold=threshold,
+        resample=resample,
         inputs=inputs,
         taps=taps,
         max_batch=max_batch,
@@ -162,30 +169,24 @@ def export_into(
     graph = graph_from_ensemble(ensemble.module).SerializeToString()
     (folder / GRAPH).write_bytes(graph)
     (folder / HEAD).write_bytes(ensemble.head_file)
-    write_golden(folder, judged)
-    options.progress("gate: ONNX against PyTorch")
-    gate = judge(
-        "onnx",
-        reference.name,
-        judged,
-        GraphExecutor(graph).run,
-        tolerance_for(Precision.FP32),
-        recipe.labels if options.random_seed is None else [],
-        reference.labels,
-        options.max_batch,
-    )
+    write_golden(folder, judged, reference.labels)
     manifest = new_manifest(
         recipe=recipe,
         labels=list(recipe.labels),
         task=recipe.task,
+        threshold=recipe.threshold,
+        resample=recipe.resample,
         inputs=inputs,
         taps=taps,
-        max_batch=options.max_batch,
+        max_batch=options.max_batch or DEFAULT_BATCH,
         checkpoints=ensemble.checkpoints,
         opset=OPSET,
-        gates=[require(record_of(gate))],
+        gates=[],
     )
-    return manifest, reference, judged
+    options.progress("gate: ONNX against PyTorch")
+    comparison = comparison_of("onnx", reference, manifest, Precision.FP32)
+    gate = judge(comparison, judged, GraphExecutor(graph).run, manifest.max_batch)
+    return msgspec.structs.replace(manifest, gates=[require(record_of(gate))]), reference, judged
 
 
 def export(recipe: Recipe, recipe_folder: Path, out: Path, options: ExportOptions) -> Manifest:

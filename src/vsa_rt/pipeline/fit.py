@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.dataset import Dataset, Photograph, read_dataset
-from vsa_rt.errors import DatasetError, ItemError, needs
+from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.recipe import Recipe
-from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.version import __version__
 
 with needs("export"):
+    import PIL
+    import sklearn
+    import timm
     import torch
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
     from sklearn.model_selection import StratifiedKFold
@@ -126,17 +128,21 @@ def _backbone_key(backbone: LoadedBackbone, architecture: str, data: str) -> str
         repr((backbone.mean, backbone.std)),
         data,
         torch.__version__,
+        timm.__version__,
+        PIL.__version__,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _readable(dataset: Dataset) -> tuple[list[Photograph], list[ItemError]]:
-    """Photographs that decode, and the errors of those that do not."""
+def _readable(dataset: Dataset, backbones: list[LoadedBackbone]) -> tuple[list[Photograph], list[ItemError]]:
+    """Photographs that can be decoded and resized, and the errors of those that cannot."""
+    host = Preprocessor({b.name: b.resize for b in backbones})
+    rows = {b.name: np.empty((b.resize.height, b.resize.width, 3), np.uint8) for b in backbones}
     good: list[Photograph] = []
     bad = list(dataset.rejected)
     for photograph in dataset.photographs:
         try:
-            decode(photograph.path, item=str(photograph.path))
+            host.write(photograph.path, rows, item=str(photograph.path))
         except ItemError as error:
             bad.append(error)
         else:
@@ -185,21 +191,28 @@ def _features(
     options: FitOptions,
 ) -> Features:
     """Features from the cache, or computed and put there."""
-    path = _cache_folder(options.cache) / "features" / f"{_backbone_key(backbone, architecture, data)}.npy"
-    if path.is_file():
-        try:
-            stored: Features = np.load(path, allow_pickle=False)
-            if stored.shape == (len(photographs), backbone.width):
-                return stored
-        except (ValueError, OSError, EOFError):
-            options.progress(f"{path.name} in the cache is damaged; computing again")
-    found = _compute(backbone, photographs, options.progress)
-    import io
-
-    stream = io.BytesIO()
-    np.save(stream, found)
-    _write_whole(path, stream.getvalue())
+    path = (
+        _cache_folder(options.cache) / "features" / f"{_backbone_key(backbone, architecture, data)}.features"
+    )
+    stored = _read_cached(path, len(photographs) * backbone.width)
+    if stored is not None:
+        return stored.reshape(len(photographs), backbone.width)
+    found = np.ascontiguousarray(_compute(backbone, photographs, options.progress), np.float32)
+    values = found.tobytes()
+    _write_whole(path, hashlib.sha256(values).digest() + values)
     return found
+
+
+def _read_cached(path: Path, count: int) -> Features | None:
+    """The values behind their SHA-256; ``None`` if they are absent or not what was written."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    digest, values = data[:32], data[32:]
+    if hashlib.sha256(values).digest() != digest or len(values) != 4 * count:
+        return None
+    return np.frombuffer(values, np.float32)
 
 
 def _cross_validate(
@@ -220,6 +233,42 @@ def _cross_validate(
         weighted.append(float(f1_score(targets[test], said, average="weighted")))
         confusion += confusion_matrix(targets[test], said, labels=range(len(recipe.labels)))
     return accuracy, weighted, confusion
+
+
+def _check_out(out: Path) -> None:
+    """Find out before the work whether its result can be written.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise UsageError(
+            f"-o {out}: expected a file that ends in .safetensors; its report goes beside it as .json"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"-o {out}: cannot be written: {error.strerror}") from error
+
+
+def _command(recipe: Recipe, data: Path, out: Path, options: FitOptions) -> str:
+    """What repeats the fit, without the places of this machine."""
+    words = [
+        "vsa-rt fit",
+        recipe.name,
+        "--data",
+        data.resolve().name,
+        "-o",
+        out.name,
+        "--seed",
+        str(options.seed),
+    ]
+    words += ["--folds", str(options.folds)] if options.folds else []
+    words += [f"--weights {name}={path.name}" for name, path in options.weights.items()]
+    words += ["--random-weights", str(options.random_seed)] if options.random_seed is not None else []
+    return " ".join(words)
 
 
 def _head_settings(recipe: Recipe) -> dict[str, object]:
@@ -247,15 +296,17 @@ def fit(
         DatasetError: No labels, or too few photographs for the folds.
         RecipeError: The data's labels are not the recipe's.
     """
+    _check_out(out)
     dataset = read_dataset(data)
     if not dataset.labelled:
         raise DatasetError(f"{data}: has no labels; expected labels.csv (file,label) or one folder per label")
     check_labels(recipe, dataset.labels)
-    photographs, rejected = _readable(dataset)
-    if not photographs:
-        raise DatasetError(f"{data}: no photograph can be read; the first: {rejected[0]}")
     options.progress("loading checkpoints")
     backbones = load_backbones(recipe, recipe_folder, options.weights, options.random_seed)
+    options.progress("reading photographs")
+    photographs, rejected = _readable(dataset, backbones)
+    if not photographs:
+        raise DatasetError(f"{data}: no photograph can be read; the first: {rejected[0]}")
     data_sha256 = _data_key(photographs)
     by_backbone = {
         loaded.name: _features(loaded, entry.architecture, photographs, data_sha256, options)
@@ -285,12 +336,15 @@ def fit(
         checkpoints={b.name: b.record.sha256 for b in backbones},
         head_sha256=hashlib.sha256(head_file).hexdigest(),
         settings={"fit": msgspec.to_builtins(recipe.fit), "head": _head_settings(recipe)},
-        command=f"vsa-rt fit {recipe.name} --data {data.resolve().name} -o {out.name} --seed {options.seed}",
+        command=_command(recipe, data, out, options),
         versions={
             "vsa-rt": __version__,
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "timm": timm.__version__,
+            "pillow": PIL.__version__,
         },
     )
     _write_whole(out, head_file)

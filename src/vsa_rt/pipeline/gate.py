@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,33 @@ from numpy.typing import NDArray
 from vsa_rt.bench.parity import FAST_LEVELS, TOLERANCES, Comparison, Parity, Tolerance
 from vsa_rt.contracts import Precision, Resample
 from vsa_rt.manifest import GateRecord, Manifest
-from vsa_rt.pipeline.images import PreparedBatch
+from vsa_rt.pipeline.images import Prepare, PreparedBatch
 
 #: Every tap of one batch.
 Arrays = Mapping[str, NDArray[Any]]
+#: A reference's outputs over some photographs, to hold several candidates against.
+Judged = list[tuple[PreparedBatch, Arrays]]
 #: Runs one batch of inputs ``(N, H, W, 3)`` by name.
 Run = Callable[[dict[str, NDArray[np.uint8]]], Arrays]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Something to be held against.
+
+    Attributes:
+        name: ``torch``, ``onnx`` or ``golden``.
+        why: Why it is not torch; empty if it is.
+        labels: In the order of its scores.
+        prepare: Its transform.
+        run: Every tap of one batch.
+    """
+
+    name: str
+    why: str
+    labels: list[str]
+    prepare: Prepare
+    run: Run
 
 
 def tolerance_for(precision: Precision, resample: Resample = Resample.EXACT) -> Tolerance:
@@ -49,40 +70,76 @@ def run_in_parts(run: Run, inputs: dict[str, NDArray[np.uint8]], size: int) -> A
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 
 
-def judge(
+def comparison_of(
     stage: str,
-    reference: str,
-    batches: Iterable[tuple[PreparedBatch, Arrays]],
-    run: Run,
-    tolerance: Tolerance,
-    labels: Sequence[str],
-    reference_labels: Sequence[str],
-    max_batch: int,
-) -> Parity:
-    """Compare one candidate with the reference's outputs.
+    reference: Reference,
+    manifest: Manifest,
+    precision: Precision,
+    resample: Resample = Resample.EXACT,
+) -> Comparison:
+    """A comparison with the tolerance of a precision and the words of a bundle.
 
     Args:
         stage: What to call the candidate.
-        reference: ``torch`` or ``onnx``.
-        batches: Photographs with the reference's taps.
+        reference: What it is held against.
+        manifest: The candidate's labels, taps and task.
+        precision: The candidate's.
+        resample: How the host resizes.
+    """
+    decided = decides(manifest)
+    return Comparison(
+        stage=stage,
+        reference=reference.name,
+        tolerance=tolerance_for(precision, resample),
+        labels=manifest.labels if decided else [],
+        reference_labels=reference.labels if decided else [],
+        task=manifest.task,
+        threshold=manifest.threshold,
+        required=[t.name for t in manifest.taps],
+    )
+
+
+def compare_batch(
+    comparison: Comparison, batch: PreparedBatch, taps: Arrays, run: Run, max_batch: int
+) -> None:
+    """Add one batch of photographs: what the host made of them, and what the candidate says."""
+    comparison.add_inputs(batch.names, batch.reference, batch.candidate)
+    outputs = run_in_parts(run, batch.candidate, max_batch)
+    comparison.add_taps(batch.names, taps, outputs, [p.label for p in batch.photographs])
+
+
+def compare_sizes(
+    comparison: Comparison, batch: PreparedBatch, taps: Arrays, run: Run, max_batch: int
+) -> None:
+    """Add the first photographs once more in every power of two: backends compile each batch size on its own."""
+    size = 1
+    while size <= max_batch:
+        chosen = np.arange(size) % len(batch.photographs)
+        inputs = {name: np.ascontiguousarray(array[chosen]) for name, array in batch.candidate.items()}
+        names = [f"{batch.names[i]} in a batch of {size}" for i in chosen]
+        comparison.add_repeat(names, {n: a[chosen] for n, a in taps.items()}, run(inputs))
+        size *= 2
+
+
+def judge(comparison: Comparison, judged: Judged, run: Run, max_batch: int) -> Parity:
+    """Compare one candidate with the reference's outputs over photographs, and in every batch size.
+
+    Args:
+        comparison: Fresh, of the candidate.
+        judged: Photographs with the reference's taps.
         run: The candidate.
-        tolerance: What is allowed.
-        labels: The candidate's labels.
-        reference_labels: The reference's.
         max_batch: The candidate's largest batch.
     """
-    comparison = Comparison(stage, reference, tolerance, labels, reference_labels)
-    for batch, taps in batches:
-        comparison.add_inputs(batch.names, batch.reference, batch.candidate)
-        outputs = run_in_parts(run, batch.candidate, max_batch)
-        truth = [p.label for p in batch.photographs]
-        comparison.add_taps(batch.names, taps, outputs, truth)
+    for batch, taps in judged:
+        compare_batch(comparison, batch, taps, run, max_batch)
+    compare_sizes(comparison, *judged[0], run, max_batch)
     return comparison.result()
 
 
 def decides(manifest: Manifest) -> bool:
-    """Whether the labels mean something: a head on random weights decides nothing and is judged at its taps."""
-    return bool(manifest.labels) and all(c.random_seed is None for c in manifest.checkpoints.values())
+    """Whether the labels mean something: a random head decides nothing, and its network is judged at the taps."""
+    head = manifest.checkpoints.get("head")
+    return bool(manifest.labels) and (head is None or head.random_seed is None)
 
 
 def record_of(parity: Parity) -> GateRecord:

@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vsa_rt.bundle import Bundle
+from vsa_rt.bundle import Bundle, hash_file
 from vsa_rt.contracts import ResizeSpec
-from vsa_rt.errors import CheckpointError, VsaError, needs
-from vsa_rt.pipeline.gate import Run
+from vsa_rt.errors import BundleError, CheckpointAbsent, CheckpointError, EnvironmentUnusable, needs
+from vsa_rt.pipeline.gate import Reference
 from vsa_rt.pipeline.images import Prepare
 from vsa_rt.recipe import locate
 
 HEAD = "head.safetensors"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Something to be held against.
-
-    Attributes:
-        name: ``torch`` or ``onnx``.
-        why: Why it is not torch; empty if it is.
-        labels: In the order of its scores.
-        prepare: Its transform.
-        run: Every tap of one batch.
-    """
-
-    name: str
-    why: str
-    labels: list[str]
-    prepare: Prepare
-    run: Run
 
 
 def pillow_prepare(specs: dict[str, ResizeSpec]) -> Prepare:
@@ -64,14 +45,16 @@ def _checkpoints(bundle: Bundle, folder: Path, weights: dict[str, Path]) -> dict
         if name == "head":
             found[name] = folder / HEAD
             found[name].write_bytes(bundle.read(HEAD))
-        elif record.found.startswith("package:"):
+            continue
+        if record.found.startswith("package:"):
             found[name] = locate(record.found, folder, f"checkpoints.{name}.found")
         else:
             found[name] = Path(record.found)
-            if not found[name].is_file():
-                raise CheckpointError(
-                    f"checkpoint of {name!r} lay at {record.found}; name it with --weights {name}=PATH"
-                )
+        # The path is the manifest's word: nothing is parsed before it proves to be the file that was built from.
+        if not found[name].is_file() or hash_file(found[name]).sha256 != record.sha256:
+            raise CheckpointAbsent(
+                f"checkpoint of {name!r} no longer lies at {record.found}; name it with --weights {name}=PATH"
+            )
     return found
 
 
@@ -90,7 +73,7 @@ def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
         from vsa_rt.export.ensemble import load_ensemble
     recipe, records = bundle.manifest.recipe, bundle.manifest.checkpoints
     if recipe is None or recipe.graph is not None:
-        raise CheckpointError("the bundle was built from an ONNX file, not from checkpoints")
+        raise CheckpointAbsent("the bundle was built from an ONNX file, not from checkpoints")
     seed = next((r.random_seed for r in records.values() if r.random_seed is not None), None)
     with tempfile.TemporaryDirectory() as folder:
         files = _checkpoints(bundle, Path(folder), weights)
@@ -115,17 +98,24 @@ def onnx_reference(bundle: Bundle, why: str) -> Reference:
     with needs("onnxruntime"):
         executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
     specs = {i.name: i.resize for i in bundle.manifest.inputs if i.resize is not None}
-    return Reference("onnx", why, list(bundle.manifest.labels), pillow_prepare(specs), executor.run)
+    # The graph's own words: the manifest's are what is being checked.
+    labels = json.loads(executor.metadata.get("vsa_rt", "{}")).get("labels", [])
+    return Reference("onnx", why, [str(label) for label in labels], pillow_prepare(specs), executor.run)
 
 
 def find_reference(bundle: Bundle, weights: dict[str, Path] | None = None) -> Reference:
     """The torch model if it can be rebuilt, else the FP32 graph with the reason.
 
-    A file named with ``weights`` that does not fit is an error, not a reason to take the graph.
+    Only what is absent (torch, or a checkpoint) is a reason to take the graph. Weights that are there and do not
+    fit the manifest are an error: the bundle is not what it says.
     """
-    if weights:
-        return torch_reference(bundle, weights)
     try:
-        return torch_reference(bundle, {})
-    except VsaError as error:
+        return torch_reference(bundle, weights or {})
+    except (EnvironmentUnusable, CheckpointAbsent) as error:
+        if weights:
+            raise
         return onnx_reference(bundle, str(error))
+    except CheckpointError as error:
+        if weights:
+            raise
+        raise BundleError(f"{bundle.root}: is not what its manifest says: {error}") from error

