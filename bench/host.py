@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from vsa_rt.bench import clock
 from vsa_rt.contracts import Resample, ResizeSpec
 from vsa_rt.errors import ItemError
 from vsa_rt.runtime import resample
@@ -82,14 +82,13 @@ def measure(paths: Sequence[Path], specs: dict[str, ResizeSpec] | None = None) -
     exact, fast = Preprocessor(specs), Preprocessor(specs, Resample.FAST)
     outs = [_buffers(specs) for _ in range(3)]
     targets = [[(specs[name], out[name]) for name in specs] for out in outs]
-    samples: dict[str, list[int]] = {}
+    samples: dict[str, list[float]] = {}
     mean_differences: list[float] = []
 
     def timed(way: str, call: Callable[[], _T]) -> _T:
-        start = time.thread_time_ns()
-        result = call()
-        samples.setdefault(way, []).append(time.thread_time_ns() - start)
-        return result
+        results: list[_T] = []
+        samples.setdefault(way, []).append(clock.core_ms(lambda: results.append(call())))
+        return results[0]
 
     for path in paths:
         data = path.read_bytes()
@@ -118,7 +117,7 @@ def measure(paths: Sequence[Path], specs: dict[str, ResizeSpec] | None = None) -
             report.fast_max_difference = max(report.fast_max_difference, int(difference.max()))
             mean_differences.append(float(difference.mean()))
 
-    report.core_ms = {way: median(values) / 1e6 for way, values in samples.items()}
+    report.core_ms = {way: median(values) for way, values in samples.items()}
     report.fast_mean_difference = float(np.mean(mean_differences)) if mean_differences else 0.0
     return report
 

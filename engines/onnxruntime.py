@@ -16,7 +16,8 @@ from vsa_rt.errors import EnvironmentUnusable
 INSTALL = "pip install 'vsa-rt[onnxruntime]'"
 
 
-def _options(threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """Options of a session on this many threads; 0 lets ORT choose."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -28,8 +29,28 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _refusal(what: str, error: Exception) -> EnvironmentUnusable:
+def refusal(what: str, error: Exception) -> EnvironmentUnusable:
+    """ORT's error in one line."""
     return EnvironmentUnusable(f"onnxruntime {what}: {str(error).strip().splitlines()[0]}")
+
+
+def open_model(model: bytes, options: Any, failed: str) -> Any:
+    """An ORT session on the CPU.
+
+    Args:
+        model: A whole ONNX model.
+        options: Of the session.
+        failed: What to say if ORT refuses it.
+
+    Raises:
+        EnvironmentUnusable: ORT refuses it; the message has its reason.
+    """
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ORT's exceptions share no base class of their own
+        raise refusal(failed, error) from error
 
 
 class OnnxRuntimeSlot:
@@ -57,10 +78,9 @@ class OnnxRuntimeSession:
     def __init__(
         self, model: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: OpenOptions
     ) -> None:
-        import onnxruntime as ort
 
         share = max(1, options.threads // options.streams)
-        self._session: Any = ort.InferenceSession(model, _options(share), providers=["CPUExecutionProvider"])
+        self._session = open_model(model, session_options(share), "cannot load the engine")
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
         there = {p.name: [n if isinstance(n, int) else None for n in p.shape] for p in ports}
         for spec in (*inputs, *outputs):
@@ -78,34 +98,6 @@ class OnnxRuntimeSession:
         """Free the session."""
         self.slots = []
         self._session = None
-
-
-class GraphExecutor:
-    """A graph run as it is, in fp32, with every output: what lowered graphs and engines are held against.
-
-    Args:
-        graph: A whole ONNX model.
-    """
-
-    def __init__(self, graph: bytes) -> None:
-        import onnxruntime as ort
-
-        try:
-            self._session: Any = ort.InferenceSession(graph, _options(0), providers=["CPUExecutionProvider"])
-        except Exception as error:  # as below
-            raise _refusal("refuses the graph", error) from error
-        self._outputs: list[str] = [o.name for o in self._session.get_outputs()]
-        #: The graph's own metadata, text by key.
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-
-    def run(self, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
-        """Every output of one batch."""
-        try:
-            values = self._session.run(self._outputs, dict(inputs))
-        except Exception as error:  # as below
-            batch = len(next(iter(inputs.values())))
-            raise _refusal(f"cannot run the graph on a batch of {batch}", error) from error
-        return dict(zip(self._outputs, values, strict=True))
 
 
 class OnnxRuntime:
@@ -127,13 +119,10 @@ class OnnxRuntime:
         """Optimise an ONNX graph ahead of time, as far as the result stays portable between processors."""
         import onnxruntime as ort
 
-        options = _options(1)
+        options = session_options(1)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(folder / "model.onnx")
-        try:
-            ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ORT's exceptions share no base class of their own
-            raise _refusal("refuses the graph", error) from error
+        open_model(graph, options, "refuses the graph")
         return ["model.onnx"]
 
     def open(
@@ -146,9 +135,4 @@ class OnnxRuntime:
         """Open an engine from its file's bytes."""
         if len(files) != 1:
             raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
-        try:
-            return OnnxRuntimeSession(files[0], inputs, outputs, options)
-        except EnvironmentUnusable:
-            raise
-        except Exception as error:  # as above
-            raise _refusal("cannot load the engine", error) from error
+        return OnnxRuntimeSession(files[0], inputs, outputs, options)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import CheckpointAbsent, RecipeError
 from vsa_rt.export.checkpoint import RENAME, load_weights, read_checkpoint
+from vsa_rt.locate import locate, where_found
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Backbone, locate, where_found
+from vsa_rt.recipe import Backbone
 
 #: An upright RGB picture to the network's uint8 input ``(H, W, 3)``: the weights' own transform.
 Transform = Callable[[Image.Image], NDArray[np.uint8]]

@@ -16,8 +16,9 @@ from torch.nn import functional
 from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.export.checkpoint import load_weights
+from vsa_rt.locate import locate, where_found
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Head, Recipe, locate, where_found
+from vsa_rt.recipe import Head, Recipe
 
 
 class LinearHead(nn.Module):

@@ -10,8 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vsa_rt.contracts import Resample, Sentiment, TensorSpec
-from vsa_rt.engines.backend import Session, Slot, Tensors
-from vsa_rt.engines.select import input_specs
+from vsa_rt.engines.backend import Slot, Tensors
+from vsa_rt.engines.select import Opened, input_specs
 from vsa_rt.errors import ItemError, UsageError
-from vsa_rt.manifest import EngineRecord, Manifest
+from vsa_rt.manifest import Manifest
 from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.runtime.sentiment import Labeller
 
@@ -54,15 +52,6 @@ class Features(dict[str, NDArray[np.float32]]):
     def __init__(self, taps: Mapping[str, NDArray[np.float32]], errors: list[ItemError | None]) -> None:
         super().__init__(taps)
         self.errors = errors
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which engine runs, why, and why the others do not."""
-
-    engine: EngineRecord
-    why: str
-    refused: dict[str, str]
 
 
 def item_name(source: ImageSource, index: int) -> str:
@@ -127,8 +116,7 @@ class Runtime:
 
     Args:
         manifest: The bundle's.
-        session: With one slot per batch that may be under way.
-        choice: How the session came to be the one.
+        choice: The opened engine, with one slot per batch that may be under way.
         streams: Engine calls that may run at the same time.
         resample: ``exact`` or ``fast``.
         batch: Images per engine call when many are passed.
@@ -136,7 +124,7 @@ class Runtime:
     Attributes:
         manifest: The bundle's.
         session: The opened engine.
-        choice: Which engine runs and why.
+        choice: Which engine runs, why, and why the others do not.
         labels: In the order of the scores.
         resample: How the host resizes.
     """
@@ -144,13 +132,13 @@ class Runtime:
     def __init__(
         self,
         manifest: Manifest,
-        session: Session,
-        choice: Choice,
+        choice: Opened,
         streams: int,
         resample: Resample,
         batch: int,
     ) -> None:
-        self.manifest, self.session, self.choice, self.resample = manifest, session, choice, resample
+        self.manifest, self.choice, self.resample = manifest, choice, resample
+        self.session = choice.session
         self.labels = list(manifest.labels)
         self._batch = batch
         self._closed = False
@@ -160,7 +148,7 @@ class Runtime:
         self._inputs = input_specs(manifest)
         # Last in, first out: the slot used last is warm in the caches, and its request is bound already.
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
-        for slot in reversed(session.slots):
+        for slot in reversed(self.session.slots):
             self._free.put(slot)
         self._streams = threading.Semaphore(streams)
         self._hosts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vsa-host")
@@ -367,8 +355,3 @@ class Runtime:
 
 def _shape_text(spec: TensorSpec) -> str:
     return f"{spec.dtype} ({', '.join('N' if n is None else str(n) for n in spec.shape)})"
-
-
-def describe_source(path: str | Path) -> str:
-    """A path as text that any stream can print: bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

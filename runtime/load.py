@@ -11,7 +11,7 @@ from vsa_rt.doctor import usable_cores
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.select import open_best
 from vsa_rt.errors import UsageError
-from vsa_rt.runtime.fused import Choice, Runtime
+from vsa_rt.runtime.fused import Runtime
 
 
 def load(
@@ -70,4 +70,4 @@ def load(
         except BaseException:
             best.session.close()
             raise
-    return Runtime(manifest, best.session, Choice(best.engine, best.why, best.refused), streams, mode, size)
+    return Runtime(manifest, best, streams, mode, size)

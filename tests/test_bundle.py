@@ -303,7 +303,7 @@ def test_an_empty_folder_may_become_a_bundle(tmp_path: Path) -> None:
 def test_a_failed_gate_writes_nothing(
     tiny_recipe: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vsa_rt.engines.onnxruntime import GraphExecutor
+    from vsa_rt.engines.executor import GraphExecutor
     from vsa_rt.pipeline.build import BuildOptions, build
 
     run = GraphExecutor.run

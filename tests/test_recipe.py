@@ -11,7 +11,8 @@ import pytest
 
 from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
-from vsa_rt.recipe import Recipe, find_recipe, locate, read_recipe, shipped_names
+from vsa_rt.locate import locate
+from vsa_rt.recipe import Recipe, find_recipe, read_recipe, shipped_names
 
 GOOD = """\
 schema = 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vsa_rt.errors import DatasetError, ItemError
-from vsa_rt.recipe import contained, is_file
+from vsa_rt.locate import contained, is_file
 
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif"}

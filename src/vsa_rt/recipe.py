@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from importlib import resources, util
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from vsa_rt.contracts import Resample, ResizeSpec, Task
-from vsa_rt.errors import CheckpointAbsent, RecipeError
+from vsa_rt.errors import RecipeError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,7 +24,6 @@ SCHEMA = 1
 RESERVED_NAMES = frozenset({"features", "logits", "scores", "head"})
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_PACKAGE = "package:"
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -310,63 +309,3 @@ def read_recipe(path: Path) -> Recipe:
     except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from error
     return check_recipe(recipe, str(path))
-
-
-def contained(folder: Path, inner: str) -> Path | None:
-    """``folder / inner`` if it stays inside the folder, links followed; else ``None``."""
-    if "\0" in inner:
-        return None
-    try:
-        path = (folder / inner).resolve()
-        return path if path.is_relative_to(folder.resolve()) else None
-    except (OSError, RuntimeError):
-        return None
-
-
-def is_file(path: Path) -> bool:
-    """Whether a path leads to a regular file; one that no file can have does not."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
-
-
-def locate(path: str, folder: Path, key: str, obtain: str = "") -> Path:
-    """Find a file that a recipe names.
-
-    Args:
-        path: As the recipe has it: relative to ``folder``, or ``package:NAME/inner/path``.
-        folder: The recipe's folder.
-        key: The recipe's key, for messages.
-        obtain: How to get the file, for messages.
-
-    Returns:
-        An existing regular file.
-
-    Raises:
-        RecipeError: The path leaves its folder or its package.
-        CheckpointAbsent: The file or the package is not there.
-    """
-    advice = f" {obtain}" if obtain else ""
-    if path.startswith(_PACKAGE):
-        package, _, inner = path[len(_PACKAGE) :].partition("/")
-        known = package.isidentifier() and not package.startswith("__")
-        spec = util.find_spec(package) if known else None
-        if spec is None or not spec.submodule_search_locations:
-            raise CheckpointAbsent(f"key `{key}`: package {package!r} is not installed.{advice}")
-        folder, path = Path(next(iter(spec.submodule_search_locations))), inner
-    found = contained(folder, path)
-    if found is None:
-        raise RecipeError(
-            f"key `{key}`: {path!r} leaves the folder {folder}; name a file elsewhere with --weights NAME=PATH"
-        )
-    if not is_file(found):
-        raise CheckpointAbsent(
-            f"key `{key}`: no file {found}.{advice or ' Name it with --weights NAME=PATH.'}"
-        )
-    return found
-
-
-def where_found(path: Path, spelling: str) -> str:
-    """What a manifest keeps of a file's place, so that it is found again: a package's name, or the whole path."""
-    return spelling if spelling.startswith(_PACKAGE) else str(path.absolute())

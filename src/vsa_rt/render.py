@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -263,10 +264,13 @@ def _top(scores: dict[str, float], top: int) -> dict[str, float]:
     return dict(best[:top] if top else best)
 
 
-def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
-    from vsa_rt.runtime.fused import describe_source
+def _path_text(path: str) -> str:
+    """A path as text that any stream can print: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
-    shown = describe_source(path)
+
+def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
+    shown = _path_text(path)
     if isinstance(result, ItemError):
         return {
             "path": shown, "label": None, "labels": [], "scores": {}, "scores_kind": None, "error": result.reason

@@ -8,9 +8,9 @@ import numpy as np
 
 from vsa_rt.errors import needs
 from vsa_rt.manifest import InputRecord, Manifest
-from vsa_rt.pipeline.export import GRAPH, gate_photographs, new_manifest, run_reference, write_golden
-from vsa_rt.pipeline.gate import Judged, Reference, Run
-from vsa_rt.pipeline.images import PreparedBatch, as_photographs
+from vsa_rt.pipeline.export import GRAPH, new_manifest, write_golden
+from vsa_rt.pipeline.gate import Judged, Reference, Run, run_reference
+from vsa_rt.pipeline.images import PreparedBatch, as_photographs, gate_photographs
 from vsa_rt.pipeline.reference import pillow_prepare
 from vsa_rt.recipe import Recipe, read_recipe
 
@@ -48,7 +48,7 @@ def adopt_into(
         The manifest (not sealed), the reference, and its outputs.
     """
     with needs("export"):
-        from vsa_rt.engines.onnxruntime import GraphExecutor
+        from vsa_rt.engines.executor import GraphExecutor
         from vsa_rt.export.foreign import adopt_graph, read_graph
         from vsa_rt.export.graph import OPSET
     recipe: Recipe | None = read_recipe(recipe_path) if recipe_path else None

@@ -23,10 +23,9 @@ from vsa_rt.pipeline.export import (
     GRAPH,
     ExportOptions,
     export_into,
-    gate_photographs,
-    run_reference,
 )
-from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
+from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
+from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import find_reference
 from vsa_rt.recipe import find_recipe, read_recipe
 

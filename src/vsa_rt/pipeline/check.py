@@ -106,7 +106,8 @@ def _graph_stage(bundle: Bundle, reference: Reference) -> list[_Stage]:
     """The ONNX graph, where ONNX Runtime is there and the graph is not the reference itself."""
     if reference.name == "onnx":
         return []
-    from vsa_rt.engines.onnxruntime import GraphExecutor, OnnxRuntime
+    from vsa_rt.engines.executor import GraphExecutor
+    from vsa_rt.engines.onnxruntime import OnnxRuntime
 
     if not OnnxRuntime().probe("cpu").usable:
         return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import msgspec
 
 from vsa_rt.bundle import new_folder, seal_folder
 from vsa_rt.contracts import Precision, Resample, Task
-from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import GateError, needs
 from vsa_rt.golden import golden_to_bytes
 from vsa_rt.manifest import (
@@ -23,8 +22,8 @@ from vsa_rt.manifest import (
     Manifest,
     TapRecord,
 )
-from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
-from vsa_rt.pipeline.images import PhotographFeed, as_photographs
+from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
+from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import HEAD
 from vsa_rt.recipe import Recipe
 from vsa_rt.version import __version__
@@ -32,8 +31,6 @@ from vsa_rt.version import __version__
 GRAPH = "graph.onnx"
 GOLDEN = "golden.npz"
 GOLDEN_IMAGES = 8
-#: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
-GATE_IMAGES = 64
 DEFAULT_BATCH = 8
 #: Called with one sentence as each step begins.
 Progress = Callable[[str], None]
@@ -60,30 +57,6 @@ class ExportOptions:
     random_seed: int | None = None
     max_batch: int | None = None
     progress: Progress = silent
-
-
-def gate_photographs(data: Path | None) -> list[Photograph]:
-    """Photographs for a gate at build time, evenly chosen if there are many.
-
-    Raises:
-        DatasetError: ``data`` holds none.
-        EnvironmentUnusable: No ``data``, and no package that ships some.
-    """
-    if data is None:
-        with needs("export"):
-            from vsa_rt.export.photographs import shipped_photographs
-        return as_photographs(shipped_photographs())
-    found = read_dataset(data).photographs
-    step = max(1, -(-len(found) // GATE_IMAGES))
-    return found[::step]
-
-
-def run_reference(
-    reference: Reference, inputs: Sequence[InputRecord], photographs: list[Photograph]
-) -> Judged:
-    """The reference's taps over photographs."""
-    feed = PhotographFeed(inputs, reference.prepare)
-    return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
 
 
 def write_golden(folder: Path, judged: Judged, labels: list[str]) -> None:
@@ -156,7 +129,7 @@ def export_into(
         GateError: The ONNX graph does not say what the torch model says.
     """
     with needs("export"):
-        from vsa_rt.engines.onnxruntime import GraphExecutor
+        from vsa_rt.engines.executor import GraphExecutor
         from vsa_rt.export.ensemble import load_ensemble
         from vsa_rt.export.graph import OPSET, graph_from_ensemble
     options.progress("loading checkpoints")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from vsa_rt.bench.parity import FAST_LEVELS, TOLERANCES, Comparison, Parity, Tolerance
 from vsa_rt.contracts import Precision, Resample
-from vsa_rt.manifest import GateRecord, Manifest
-from vsa_rt.pipeline.images import Prepare, PreparedBatch
+from vsa_rt.dataset import Photograph
+from vsa_rt.manifest import GateRecord, InputRecord, Manifest
+from vsa_rt.pipeline.images import PhotographFeed, Prepare, PreparedBatch
 
 #: Every tap of one batch.
 Arrays = Mapping[str, NDArray[Any]]
@@ -58,6 +59,14 @@ def tolerance_for(precision: Precision, resample: Resample = Resample.EXACT) -> 
         levels=FAST_LEVELS,
         tie=2 * loose.tie,
     )
+
+
+def run_reference(
+    reference: Reference, inputs: Sequence[InputRecord], photographs: list[Photograph]
+) -> Judged:
+    """The reference's taps over photographs."""
+    feed = PhotographFeed(inputs, reference.prepare)
+    return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
 
 
 def run_in_parts(run: Run, inputs: dict[str, NDArray[np.uint8]], size: int) -> Arrays:

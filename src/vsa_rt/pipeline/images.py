@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vsa_rt.contracts import Resample
-from vsa_rt.dataset import Photograph
-from vsa_rt.errors import DatasetError, ItemError
+from vsa_rt.dataset import Photograph, read_dataset
+from vsa_rt.errors import DatasetError, ItemError, needs
 from vsa_rt.manifest import InputRecord
 from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.preprocess import Preprocessor
@@ -20,6 +20,8 @@ from vsa_rt.runtime.preprocess import Preprocessor
 #: An upright RGB picture to every input ``(H, W, 3)``.
 Prepare = Callable[[Image.Image], dict[str, NDArray[np.uint8]]]
 BATCH = 8
+#: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
+GATE_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -97,3 +99,19 @@ def _stack(rows: list[dict[str, NDArray[np.uint8]]]) -> dict[str, NDArray[np.uin
 def as_photographs(paths: Sequence[Path]) -> list[Photograph]:
     """Photographs without labels."""
     return [Photograph(p, None) for p in paths]
+
+
+def gate_photographs(data: Path | None) -> list[Photograph]:
+    """Photographs for a gate at build time, evenly chosen if there are many.
+
+    Raises:
+        DatasetError: ``data`` holds none.
+        EnvironmentUnusable: No ``data``, and no package that ships some.
+    """
+    if data is None:
+        with needs("export"):
+            from vsa_rt.export.photographs import shipped_photographs
+        return as_photographs(shipped_photographs())
+    found = read_dataset(data).photographs
+    step = max(1, -(-len(found) // GATE_IMAGES))
+    return found[::step]

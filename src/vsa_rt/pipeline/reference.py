@@ -12,9 +12,9 @@ from PIL import Image
 from vsa_rt.bundle import Bundle, hash_file
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import BundleError, CheckpointAbsent, CheckpointError, EnvironmentUnusable, needs
+from vsa_rt.locate import locate
 from vsa_rt.pipeline.gate import Reference
 from vsa_rt.pipeline.images import Prepare
-from vsa_rt.recipe import locate
 
 HEAD = "head.safetensors"
 
@@ -93,7 +93,7 @@ def onnx_reference(bundle: Bundle, why: str) -> Reference:
     Raises:
         EnvironmentUnusable: ONNX Runtime is not installed.
     """
-    from vsa_rt.engines.onnxruntime import GraphExecutor
+    from vsa_rt.engines.executor import GraphExecutor
 
     with needs("onnxruntime"):
         executor = GraphExecutor(bundle.read(bundle.manifest.graphs[0].path))
