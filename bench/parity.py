@@ -205,8 +205,9 @@ def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
 def _kl(reference: Array, candidate: Array) -> float:
     """Sum over images of KL(reference || candidate) of the scores, each row scaled to sum 1."""
     tiny = np.finfo(np.float64).tiny
-    p = reference.astype(np.float64) / np.maximum(reference.sum(1, keepdims=True), tiny)
-    q = candidate.astype(np.float64) / np.maximum(candidate.sum(1, keepdims=True), tiny)
+    p, q = reference.astype(np.float64), candidate.astype(np.float64)
+    p = p / np.maximum(p.sum(1, keepdims=True), tiny)
+    q = q / np.maximum(q.sum(1, keepdims=True), tiny)
     return float((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum())
 
 
