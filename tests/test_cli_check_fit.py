@@ -1,0 +1,128 @@
+"""`vsa-rt check` and `vsa-rt fit`: verdicts, reports and exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from outcome import fails
+
+from vsa_rt.bundle import Bundle
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = ["path", "label", "labels", "scores", "scores_kind", "error"]
+COMMANDS = ["doctor", "recipes", "fit", "export", "build", "inspect", "run", "check"]
+
+
+# Check
+
+
+def test_check_compares_with_golden_tensors_and_with_photographs(
+    here: Cli, tiny_bundle: Path, tiny_weights: dict[str, Path], toy_data: Path
+) -> None:
+    golden = json.loads(here("check", tiny_bundle, "--json").stdout)
+    assert (golden["reference"], golden["passed"], golden["rejected"]) == ("golden", True, [])
+    assert {s["stage"] for s in golden["stages"]} >= {"openvino:cpu fp32", "onnxruntime:cpu fp32"}
+    assert {s["images"] for s in golden["stages"]} == {8}
+    weights = [a for name, path in tiny_weights.items() for a in ("--weights", f"{name}={path}")]
+    done = here("check", tiny_bundle, "--data", toy_data, *weights, "--json")
+    assert done.returncode == 0
+    found = json.loads(done.stdout)
+    assert (found["reference"], found["why"]) == ("torch", "")
+    for stage in found["stages"]:
+        assert stage["images"] == 12
+        kinds = [t["kind"] for t in stage["taps"]]
+        assert kinds == sorted(kinds, key=["input", "features", "scores"].index)
+        assert kinds.count("input") == 2
+        [metric] = stage["metrics"]
+        assert (metric["name"], metric["reference"], metric["candidate"]) == ("accuracy", 1.0, 1.0)
+        assert metric["low"] <= 0 <= metric["high"]
+    text = here("check", tiny_bundle, "--data", toy_data, *weights)
+    assert "reference: torch" in text.stdout
+    assert "accuracy 1.0000 to 1.0000" in text.stdout
+
+
+def test_check_narrows_to_one_engine(here: Cli, tiny_bundle: Path, toy_data: Path) -> None:
+    only = ["--target", "openvino:cpu", "--precision", "fp32", "--json"]
+    assert [s["stage"] for s in json.loads(here("check", tiny_bundle, *only).stdout)["stages"]] == [
+        "openvino:cpu fp32"
+    ]
+
+
+def test_without_its_checkpoints_check_says_that_the_reference_is_the_graph(
+    here: Cli, bundle_copy: Path, toy_data: Path, reseal: Callable[..., None]
+) -> None:
+    import msgspec
+
+    records = Bundle.open(bundle_copy).manifest.checkpoints
+    gone = {n: msgspec.structs.replace(r, found="/gone/away.pth") for n, r in records.items()}
+    reseal(bundle_copy, checkpoints=gone)
+    found = json.loads(here("check", bundle_copy, "--data", toy_data, "--json").stdout)
+    assert found["reference"] == "onnx"
+    assert "/gone/away.pth" in found["why"]
+    assert found["passed"] is True
+
+
+def test_check_names_photographs_that_it_left_out(
+    here: Cli, tiny_bundle: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    (data / "dark" / "bad.png").write_text("x")
+    done = here("check", tiny_bundle, "--data", data, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["passed"] is True
+    assert [Path(e["item"]).name for e in found["rejected"]] == ["bad.png"]
+    for path in data.rglob("*.png"):
+        path.write_text("x")
+    fails(here("check", tiny_bundle, "--data", data), 2, "can be read")
+
+
+# Fit
+
+
+def test_fit_repeats_to_the_last_byte(
+    vsa: Cli, here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    outs = [tmp_path / f"{n}" / "head.safetensors" for n in range(3)]
+    caches = [tmp_path / "c1", tmp_path / "c2", tmp_path / "c2"]
+    for call, out, cache in zip((here, vsa, vsa), outs, caches, strict=True):
+        done = call("fit", tiny_recipe, "--data", toy_data, "-o", out, "--cache", cache, "--json")
+        assert done.returncode == 0, done.stderr
+    assert len({out.read_bytes() for out in outs}) == 1
+    assert len({out.with_suffix(".json").read_bytes() for out in outs}) == 1
+    report = json.loads(outs[0].with_suffix(".json").read_text())
+    assert {
+        "recipe", "head", "data", "data_sha256", "photographs", "labels", "seed", "accuracy", "weighted_f1",
+        "accuracy_mean", "accuracy_std", "weighted_f1_mean", "weighted_f1_std", "confusion", "checkpoints",
+        "head_sha256", "settings", "command", "versions",
+    } <= set(report)  # fmt: skip
+    assert str(tmp_path) not in outs[0].with_suffix(".json").read_text()
+
+
+def test_the_reports_command_repeats_the_fit(
+    here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    """What steers the result stands in it: seed, folds, random weights."""
+    out = tmp_path / "h.safetensors"
+    more = ["--seed", "3", "--folds", "3", "--random-weights", "5"]
+    assert here("fit", tiny_recipe, "--data", toy_data, "-o", out, *more).returncode == 0
+    command = json.loads(out.with_suffix(".json").read_text())["command"]
+    for part in ("--seed 3", "--folds 3", "--random-weights 5"):
+        assert part in command
+
+
+def test_fit_prints_folds_and_confusion_and_names_what_it_left_out(
+    here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    (data / "dark" / "bad.png").write_text("x")
+    done = here("fit", tiny_recipe, "--data", data, "-o", tmp_path / "h.safetensors")
+    assert done.returncode == 1
+    assert "accuracy" in done.stdout
+    assert "bad.png" in done.stderr
+    assert (tmp_path / "h.safetensors").is_file()
