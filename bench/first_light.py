@@ -68,7 +68,7 @@ def torch_call(bundle: Bundle, inputs: Pixels) -> Callable[[], Tensors]:
     import torch
 
     from vsa_rt.export.ensemble import load_ensemble
-    from vsa_rt.recipe import find_recipe
+    from vsa_rt.recipe_file import find_recipe
 
     recipe = bundle.manifest.recipe
     if recipe is None:

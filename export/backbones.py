@@ -152,7 +152,7 @@ def _load(
         )
     path = weights or locate(checkpoint.path, folder, f"backbones.{name}.checkpoint.path", checkpoint.obtain)
     state, sha256 = read_checkpoint(path, "" if weights else checkpoint.sha256)
-    state = RENAME[checkpoint.format](state, network)
+    state = RENAME[checkpoint.format or "timm"](state, network)
     load_weights(network, state, f"key `backbones.{name}.checkpoint`: {path}", _classifier_prefixes(network))
     return CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else checkpoint.path))
 

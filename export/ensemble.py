@@ -15,7 +15,7 @@ from torch.nn import functional
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.export.backbones import LoadedBackbone, Transform, load_backbone
-from vsa_rt.export.head import load_head, random_head, scores_from_logits
+from vsa_rt.export.head import head_tap_records, head_taps, load_head, random_head
 from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
 from vsa_rt.recipe import Recipe
 
@@ -61,8 +61,7 @@ class Ensemble(nn.Module):
         total = sum(b.width for b in backbones)
         self.taps = [TapRecord(name=b.name, width=b.width, kind="backbone") for b in backbones] + [
             TapRecord(name="features", width=total, kind="features"),
-            TapRecord(name="logits", width=len(recipe.labels), kind="logits"),
-            TapRecord(name="scores", width=len(recipe.labels), kind="scores"),
+            *head_tap_records(recipe),
         ]
 
     def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
@@ -77,8 +76,7 @@ class Ensemble(nn.Module):
         if self.recipe.head.unit_norm:
             used = [functional.normalize(f, dim=1) for f in used]
         features = torch.cat(used, 1)
-        logits = self.head(features)
-        return (*found.values(), features, logits, scores_from_logits(logits, self.recipe.task))
+        return (*found.values(), features, *head_taps(self.head, features, self.recipe.task))
 
 
 def input_records(specs: list[ResizeSpec]) -> list[InputRecord]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.export.checkpoint import load_weights
 from vsa_rt.locate import locate, where_found
-from vsa_rt.manifest import CheckpointRecord
+from vsa_rt.manifest import CheckpointRecord, TapRecord
 from vsa_rt.recipe import Head, Recipe
 
 
@@ -35,24 +36,79 @@ class LinearHead(nn.Module):
 
 
 class NNHead(nn.Module):
-    """Two dense layers with ReLU and dropout between: SMAP 2021, section 3.3 (200 hidden units, dropout 0.4)."""
+    """Dense layers with ReLU and dropout between.
 
-    def __init__(self, width: int, classes: int, hidden: int, dropout: float) -> None:
+    SMAP 2021, section 3.3: one hidden layer of 200, dropout 0.4. MediaEval 2021, subtasks 2 and 3: 1000 and 200.
+
+    Args:
+        width: Length of the features.
+        classes: Outputs.
+        hidden: Widths of the hidden layers.
+        dropout: Rate while it is trained.
+    """
+
+    def __init__(self, width: int, classes: int, hidden: Sequence[int], dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        widths = [width, *hidden, classes]
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits ``(N, C)``."""
-        logits: Tensor = self.fc2(self.dropout(functional.relu(self.fc1(features))))
+        for layer in self.fc[:-1]:
+            features = self.dropout(functional.relu(layer(features)))
+        logits: Tensor = self.fc[-1](features)
         return logits
+
+
+class MoeHead(nn.Module):
+    """Mixture of experts: Abu-El-Haija et al. 2016 (youtube-8m's ``MoeModel``), as SMAP 2021 puts it on one layer.
+
+    Each class has M experts and M + 1 gates; the last gate belongs to a dummy that always says 0, so a class's
+    score lies below 1 and the scores do not add up to 1.
+
+    Args:
+        width: Length of the features.
+        classes: Outputs.
+        hidden: Width of the layer that gates and experts read.
+        experts: M.
+        gate_bias: Whether the gates have a bias.
+        dropout: Rate while it is trained, before the ReLU.
+    """
+
+    def __init__(
+        self, width: int, classes: int, hidden: int, experts: int, gate_bias: bool, dropout: float
+    ) -> None:
+        super().__init__()
+        self.classes, self.count = classes, experts
+        self.fc = nn.Linear(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.gates = nn.Linear(hidden, classes * (experts + 1), bias=gate_bias)
+        self.experts = nn.Linear(hidden, classes * experts)
+
+    def parts(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gates ``(N, C (M + 1))``, experts ``(N, C M)`` and scores ``(N, C)``.
+
+        Class c's gate m stands in column ``c (M + 1) + m``, its expert m in column ``c M + m``.
+        """
+        shared = functional.relu(self.dropout(self.fc(features)))
+        gates = torch.softmax(self.gates(shared).reshape(-1, self.classes, self.count + 1), 2)
+        experts = torch.sigmoid(self.experts(shared).reshape(-1, self.classes, self.count))
+        scores = (gates[:, :, : self.count] * experts).sum(2)
+        return gates.flatten(1), experts.flatten(1), scores
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores ``(N, C)``."""
+        return self.parts(features)[2]
 
 
 #: Kind to what makes an untrained head of it, from the recipe's table, the features' width and the classes.
 _MAKERS: dict[str, Callable[[Head, int, int], nn.Module]] = {
     "linear": lambda head, width, classes: LinearHead(width, classes),
     "nn": lambda head, width, classes: NNHead(width, classes, head.hidden, head.dropout),
+    "moe": lambda head, width, classes: MoeHead(
+        width, classes, head.hidden[0], head.experts, head.gate_bias, head.dropout
+    ),
 }
 
 
@@ -64,6 +120,27 @@ def make_head(recipe: Recipe, width: int) -> nn.Module:
 def scores_from_logits(logits: Tensor, task: Task) -> Tensor:
     """Scores ``(N, C)``: independent sigmoids for multi-label, else softmax."""
     return torch.sigmoid(logits) if task is Task.MULTI_LABEL else torch.softmax(logits, 1)
+
+
+def head_taps(head: nn.Module, features: Tensor, task: Task) -> tuple[Tensor, ...]:
+    """What a head gives for features ``(N, D)``, in the order of ``head_tap_records``."""
+    if isinstance(head, MoeHead):
+        return head.parts(features)
+    logits = head(features)
+    return logits, scores_from_logits(logits, task)
+
+
+def head_tap_records(recipe: Recipe) -> list[TapRecord]:
+    """Names and widths of what the recipe's head gives; ``scores`` comes last."""
+    classes, experts = len(recipe.labels), recipe.head.experts
+    scores = TapRecord(name="scores", width=classes, kind="scores")
+    if recipe.head.kind == "moe":
+        return [
+            TapRecord(name="gates", width=classes * (experts + 1), kind="gates"),
+            TapRecord(name="experts", width=classes * experts, kind="experts"),
+            scores,
+        ]
+    return [TapRecord(name="logits", width=classes, kind="logits"), scores]
 
 
 def _purpose(recipe: Recipe, widths: dict[str, int]) -> dict[str, str]:

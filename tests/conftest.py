@@ -100,7 +100,7 @@ def tiny_recipe(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     timm = pytest.importorskip("timm", reason=reason)
     safetensors = pytest.importorskip("safetensors.torch", reason=reason)
     from vsa_rt.pipeline.fit import FitOptions, fit
-    from vsa_rt.recipe import read_recipe
+    from vsa_rt.recipe_file import read_recipe
 
     folder = tmp_path_factory.mktemp("tiny")
     pixels = [

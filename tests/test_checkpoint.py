@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from vsa_rt.errors import CheckpointError, RecipeError, UsageError
-from vsa_rt.recipe import Backbone, Checkpoint, read_recipe
+from vsa_rt.recipe import Backbone, Checkpoint
+from vsa_rt.recipe_file import read_recipe
 
 reason = "checkpoints are read by torch into timm networks"
 torch = pytest.importorskip("torch", reason=reason)

@@ -32,7 +32,7 @@ def exported(tiny_recipe: Path, toy_data: Path, tmp_path_factory: pytest.TempPat
     for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(library, reason=f"exporting the tiny recipe needs {library}")
     from vsa_rt.pipeline.export import ExportOptions, export
-    from vsa_rt.recipe import read_recipe
+    from vsa_rt.recipe_file import read_recipe
 
     out = tmp_path_factory.mktemp("exported") / "tiny"
     export(read_recipe(tiny_recipe), tiny_recipe.parent, out, ExportOptions(data=toy_data, max_batch=4))

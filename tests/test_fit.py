@@ -15,12 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from vsa_rt.errors import CheckpointError, DatasetError, RecipeError, UsageError, VsaError
-from vsa_rt.recipe import Head, Recipe, read_recipe
+from vsa_rt.recipe import Head, Recipe
+from vsa_rt.recipe_file import read_recipe
 
 for _name in ("torch", "timm", "sklearn", "safetensors"):
     pytest.importorskip(_name, reason="heads are trained with torch and scikit-learn")
 
 from vsa_rt.export import training
+from vsa_rt.pipeline import features as features_module
 from vsa_rt.pipeline import fit as module
 from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
 
@@ -41,13 +43,13 @@ def cache(tmp_path: Path) -> Path:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the backbones that were really run, in order."""
     names: list[str] = []
-    real = module._compute
+    real = features_module._compute
 
     def compute(backbone: Any, *rest: Any) -> Any:
         names.append(backbone.name)
         return real(backbone, *rest)
 
-    monkeypatch.setattr(module, "_compute", compute)
+    monkeypatch.setattr(features_module, "_compute", compute)
     return names
 
 
@@ -92,7 +94,7 @@ def test_a_linear_head_folds_its_standardisation_in(recipe: Recipe) -> None:
 
 
 def test_an_nn_head_learns_separable_clouds(recipe: Recipe) -> None:
-    head = Head(kind="nn", features=["small", "other"], hidden=32, dropout=0.1)
+    head = Head(kind="nn", features=["small", "other"], hidden=[32], dropout=0.1)
     settings = msgspec.structs.replace(recipe.fit, epochs=30, learning_rate=0.01)
     wanted = msgspec.structs.replace(recipe, head=head, fit=settings)
     rows, targets = toy(2)
@@ -106,7 +108,7 @@ def test_an_nn_head_learns_separable_clouds(recipe: Recipe) -> None:
 def test_training_repeats_to_the_last_bit_and_leaves_the_generators_alone(recipe: Recipe, kind: str) -> None:
     import torch
 
-    head = Head(kind=kind, features=["small", "other"], hidden=8)  # type: ignore[arg-type]
+    head = Head(kind=kind, features=["small", "other"], hidden=[8])  # type: ignore[arg-type]
     wanted = msgspec.structs.replace(recipe, head=head)
     rows, targets = toy(2, each=10)
     torch.manual_seed(7)

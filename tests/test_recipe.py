@@ -12,7 +12,8 @@ import pytest
 from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.locate import locate
-from vsa_rt.recipe import Recipe, find_recipe, read_recipe, shipped_names
+from vsa_rt.recipe import Recipe
+from vsa_rt.recipe_file import find_recipe, read_recipe, shipped_names
 
 GOOD = """\
 schema = 1
@@ -110,7 +111,7 @@ def change(old: str, new: str, text: str = GOOD) -> str:
         (change('checkpoint.path = "a.pth"', f'checkpoint.sha256 = "{"A" * 64}"'), "sha256"),
         (change('kind = "linear"', 'kind = "linear"\nlayers = 3'), "layers"),
         (change('kind = "linear"', 'kind = "svm"'), "kind"),
-        (change('kind = "linear"', 'kind = "nn"\nhidden = 0'), "head.hidden"),
+        (change('kind = "linear"', 'kind = "nn"\nhidden = [0]'), "head.hidden"),
         (change('kind = "linear"', 'kind = "nn"\ndropout = 1.0'), "head.dropout"),
         (change('kind = "linear"', 'kind = "linear"\nsha256 = "12"'), "head.sha256"),
         (change('["a", "b"]', '["a", "c"]'), "head.features"),

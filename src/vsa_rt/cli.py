@@ -165,7 +165,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, or show one."""
     from vsa_rt import render
-    from vsa_rt.recipe import find_recipe, read_recipe, shipped_names
+    from vsa_rt.recipe_file import find_recipe, read_recipe, shipped_names
 
     if name is None:
         render.recipe_list([read_recipe(find_recipe(n)) for n in shipped_names()], as_json)
@@ -196,7 +196,7 @@ def fit(
     from vsa_rt import render
     from vsa_rt.pipeline.fit import FitOptions
     from vsa_rt.pipeline.fit import fit as fit_head
-    from vsa_rt.recipe import find_recipe, read_recipe
+    from vsa_rt.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe)
     with _progress() as progress:
@@ -228,7 +228,7 @@ def export(
     from vsa_rt import render
     from vsa_rt.pipeline.export import ExportOptions
     from vsa_rt.pipeline.export import export as export_recipe
-    from vsa_rt.recipe import find_recipe, read_recipe
+    from vsa_rt.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe)
     with _progress() as progress:

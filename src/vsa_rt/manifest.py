@@ -10,7 +10,8 @@ import msgspec
 
 from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task
 from vsa_rt.errors import BundleError, UsageError
-from vsa_rt.recipe import Recipe, check_recipe
+from vsa_rt.recipe import Recipe
+from vsa_rt.recipe_rules import check_recipe
 
 SCHEMA = 1
 #: More images than this in one call are nobody's wish; it bounds what a foreign manifest can allocate.
@@ -50,12 +51,13 @@ class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         name: The tensor's name.
         width: Its second axis.
-        kind: A backbone's features, the joined features, what the head gives before and after its activation.
+        kind: A backbone's features, the joined features, what the head gives before and after its activation, or
+            the gates and experts of a mixture.
     """
 
     name: str
     width: int
-    kind: Literal["backbone", "features", "logits", "scores"]
+    kind: Literal["backbone", "features", "logits", "gates", "experts", "scores"]
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

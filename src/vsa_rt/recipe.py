@@ -1,29 +1,19 @@
-"""The recipe: what an ensemble is made of, read from TOML and validated before anything is loaded."""
+"""The recipe: what an ensemble is made of, and who reads whose features."""
 
 from __future__ import annotations
 
-import math
-import re
-import sys
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from vsa_rt.architecture import ARCHITECTURES, DualEncodingOptions, ObjectGraphOptions, Options, family_of
 from vsa_rt.contracts import Resample, ResizeSpec, Task
-from vsa_rt.errors import RecipeError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover - JetPack 6
-    import tomli as tomllib
 
 SCHEMA = 1
-#: Names that the graph gives to its own outputs, and the head's own; a backbone cannot be called so.
-RESERVED_NAMES = frozenset({"features", "logits", "scores", "head"})
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
-_HEX64 = re.compile(r"[0-9a-f]{64}")
+#: Names that the graph gives to its own inputs and outputs, and the head's own; a backbone cannot be called so.
+RESERVED_NAMES = frozenset(
+    {"features", "logits", "scores", "gates", "experts", "head", "objects", "boxes", "frames"}
+)
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,28 +22,37 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     Attributes:
         path: Relative to the recipe's folder, or ``package:NAME/inner/path`` for a file that an installed
             package ships. A file elsewhere is named on the command line: ``--weights NAME=PATH``.
-        format: Key names: ``timm`` (timm's own) or ``efficientnet-pytorch`` (``_conv_stem``, ``_blocks.0``).
+        format: How the file is written and its keys are spelt: one of the architecture's formats
+            (``vsa_rt.architecture``); empty for the usual one.
         sha256: Hash that the file must have; empty for any file.
         obtain: One sentence for people: how to get the file.
     """
 
     path: str = ""
-    format: Literal["timm", "efficientnet-pytorch"] = "timm"
+    format: str = ""
     sha256: str = ""
     obtain: str = ""
 
 
 class Backbone(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One network that turns an image into a feature vector.
+    """One network that turns an image, or another backbone's features, into a feature vector.
+
+    Backbones of equal architecture, options and weights on the same input are computed once.
 
     Attributes:
         name: The tap's name in the graph.
-        architecture: ``timm:NAME``; its data config gives size, resize, mean and std.
+        architecture: ``timm:NAME``, or a name of ``vsa_rt.architecture.ARCHITECTURES``.
+        reads: The backbone whose features it takes, or that encodes its objects; empty for the image.
+        options: The architecture's own options.
+        resize: Instead of what the weights' own config says.
         checkpoint: The trained weights.
     """
 
     name: str
     architecture: str
+    reads: str = ""
+    options: dict[str, str | int | float | bool] = {}
+    resize: ResizeSpec | None = None
     checkpoint: Checkpoint = Checkpoint()
 
 
@@ -61,40 +60,60 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """What turns the concatenated features into scores.
 
     Attributes:
-        kind: ``linear`` (one dense layer) or ``nn`` (dense, ReLU, dropout, dense: SMAP 2021, section 3.3).
+        kind: ``linear`` (one dense layer); ``nn`` (dense layers with ReLU and dropout between: SMAP 2021,
+            section 3.3); ``moe`` (mixture of experts: Abu-El-Haija et al. 2016, as SMAP 2021 uses it).
         features: Backbone names in the order of concatenation.
         weights: A head file that ``vsa-rt fit`` wrote, relative to the recipe's folder; empty before the fit.
         sha256: Hash that the head file must have; empty for any file.
-        hidden: Width of the hidden layer of ``nn``.
-        dropout: Dropout rate of ``nn`` while it is trained; inert afterwards.
+        hidden: Widths of the hidden layers of ``nn``; ``moe`` has exactly one.
+        dropout: Dropout rate while it is trained; inert afterwards.
         unit_norm: Scale each backbone's features to unit L2 norm before concatenation (SMAP 2021).
+        experts: ``moe``: experts of each class; a dummy that always says 0 comes on top.
+        gate_bias: ``moe``: whether the gates have a bias; youtube-8m's have none.
     """
 
-    kind: Literal["linear", "nn"]
+    kind: Literal["linear", "nn", "moe"]
     features: list[str]
     weights: str = ""
     sha256: str = ""
-    hidden: int = 200
+    hidden: list[int] = msgspec.field(default_factory=lambda: [200])
     dropout: float = 0.4
     unit_norm: bool = False
+    experts: int = 2
+    gate_bias: bool = False
 
 
 class Fit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How ``vsa-rt fit`` trains the head. The defaults of ``nn`` are SMAP 2021's settings.
+    """How ``vsa-rt fit`` trains the head, and how it estimates what the head is worth.
 
     Attributes:
-        folds: Stratified folds of the cross-validation.
+        preset: A paper's schedule (``vsa_rt.schedules``); what stands beside it goes first.
+        split: ``folds`` (stratified), or ``random``: as many times another stratified split.
+        folds: How many of either.
+        test: ``random``: the share of photographs to test on.
         regularisation: ``linear``: inverse strength C of the L2 penalty, on standardised features.
-        epochs: ``nn``: passes over the data.
-        batch_size: ``nn``: images per step.
-        learning_rate: ``nn``: Adam's step size.
+        epochs: Passes over the data.
+        batch_size: Images per step.
+        learning_rate: Adam's step size.
+        weight_decay: Adam's L2 penalty.
+        step: Epochs after which the learning rate is multiplied by ``factor``, again and again; 0 for never.
+        factor: See ``step``.
+        loss: ``cross-entropy`` of the softmax (of the mixture's outputs with ``moe``); ``nll``: of the
+            mixture's outputs scaled to sum 1; ``bce``: binary cross-entropy of each score.
     """
 
+    preset: str = ""
+    split: Literal["folds", "random"] = "folds"
     folds: int = 5
+    test: float = 0.2
     regularisation: float = 0.002
     epochs: int = 20
     batch_size: int = 8
     learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    step: int = 0
+    factor: float = 0.1
+    loss: Literal["cross-entropy", "bce", "nll"] = "cross-entropy"
 
 
 class GraphInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -157,155 +176,56 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fit: Fit = Fit()
 
 
-def _refuse(where: str, key: str, problem: str) -> RecipeError:
-    return RecipeError(f"{where}: key `{key}`: {problem}")
+def options_of(backbone: Backbone) -> Options:
+    """A backbone's options, typed; those of a checked recipe always fit.
+
+    Raises:
+        msgspec.ValidationError: An option is unknown or does not fit.
+    """
+    return msgspec.convert(backbone.options, ARCHITECTURES[family_of(backbone.architecture)].options)
 
 
-def _check_name(where: str, key: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise _refuse(where, key, f"{name!r} must be 1 to 41 of a-z, 0-9, _ and -, beginning with a letter")
-
-
-def _check_unique(where: str, key: str, names: list[str]) -> None:
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise _refuse(where, key, f"{', '.join(map(repr, twice))} is named more than once")
-
-
-def _check_backbones(recipe: Recipe, where: str) -> None:
-    if not recipe.backbones:
-        raise _refuse(where, "backbones", "at least one [[backbones]] table is needed")
-    for i, backbone in enumerate(recipe.backbones):
-        key = f"backbones[{i}]"
-        _check_name(where, f"{key}.name", backbone.name)
-        if backbone.name in RESERVED_NAMES or backbone.name.startswith("image_"):
-            raise _refuse(
-                where,
-                f"{key}.name",
-                f"{backbone.name!r} has a meaning of its own in every graph or bundle; choose another",
-            )
-        family, colon, architecture = backbone.architecture.partition(":")
-        if not colon or family != "timm" or not architecture:
-            raise _refuse(where, f"{key}.architecture", f"{backbone.architecture!r}: expected timm:NAME")
-        checkpoint = backbone.checkpoint
-        if checkpoint.sha256 and not _HEX64.fullmatch(checkpoint.sha256):
-            raise _refuse(where, f"{key}.checkpoint.sha256", "expected 64 lower-case hexadecimal digits")
-    _check_unique(where, "backbones.name", [b.name for b in recipe.backbones])
-
-
-def _check_head(recipe: Recipe, where: str) -> None:
-    head = recipe.head
-    known = {b.name for b in recipe.backbones}
-    for name in head.features:
-        if name not in known:
-            raise _refuse(
-                where, "head.features", f"no backbone {name!r}; there are {', '.join(sorted(known))}"
-            )
-    _check_unique(where, "head.features", head.features)
-    unused = known - set(head.features)
-    if unused:
-        raise _refuse(where, "head.features", f"backbone {', '.join(sorted(unused))} is used by nothing")
-    if head.sha256 and not _HEX64.fullmatch(head.sha256):
-        raise _refuse(where, "head.sha256", "expected 64 lower-case hexadecimal digits")
-    if head.hidden < 1:
-        raise _refuse(where, "head.hidden", f"{head.hidden} must be at least 1")
-    if not 0 <= head.dropout < 1:
-        raise _refuse(where, "head.dropout", f"{head.dropout} must lie in [0, 1)")
-
-
-def _check_graph(graph: Graph, recipe: Recipe, where: str) -> None:
-    if recipe.backbones or recipe.head.features:
-        raise _refuse(where, "graph", "a recipe of a bare ONNX file has neither backbones nor a head")
-    if not graph.inputs:
-        raise _refuse(where, "graph.inputs", "at least one [[graph.inputs]] table is needed")
-    _check_unique(where, "graph.inputs.name", [i.name for i in graph.inputs])
-    for i, entry in enumerate(graph.inputs):
-        if not all(s > 0 and math.isfinite(s) for s in entry.std):
-            raise _refuse(where, f"graph.inputs[{i}].std", f"{entry.std} must be positive numbers")
-        if not all(map(math.isfinite, entry.mean)):
-            raise _refuse(where, f"graph.inputs[{i}].mean", f"{entry.mean} must be numbers")
-
-
-def _check_fit(recipe: Recipe, where: str) -> None:
-    fit = recipe.fit
-    if fit.folds < 2:
-        raise _refuse(where, "fit.folds", f"{fit.folds} must be at least 2")
-    for key in ("regularisation", "epochs", "batch_size", "learning_rate"):
-        if not (getattr(fit, key) > 0 and math.isfinite(getattr(fit, key))):
-            raise _refuse(where, f"fit.{key}", f"{getattr(fit, key)} must be a positive number")
-
-
-def check_recipe(recipe: Recipe, where: str) -> Recipe:
-    """Check what the types alone cannot.
-
-    Args:
-        recipe: A decoded recipe.
-        where: What to call it in messages.
+def tensor_input(backbone: Backbone) -> tuple[str, list[int]] | None:
+    """Name and shape of the ready tensor that a backbone takes beside or instead of an image.
 
     Returns:
-        The same recipe.
-
-    Raises:
-        RecipeError: A value does not fit; the message names its key.
+        ``objects`` ``[count, features]``, ``boxes`` ``[count, 4]`` or ``frames`` ``[frames, features]``;
+        ``None`` if it takes none.
     """
-    if recipe.schema != SCHEMA:
-        raise _refuse(where, "schema", f"{recipe.schema}: this version reads schema {SCHEMA}")
-    _check_name(where, "name", recipe.name)
-    if len(recipe.labels) < 2:
-        raise _refuse(where, "labels", "at least two labels are needed")
-    if recipe.task is Task.BINARY and len(recipe.labels) != 2:
-        raise _refuse(where, "labels", f"task binary has two labels, not {len(recipe.labels)}")
-    _check_unique(where, "labels", recipe.labels)
-    if not all(label.strip() for label in recipe.labels):
-        raise _refuse(where, "labels", "a label is empty")
-    if not 0 < recipe.threshold < 1:
-        raise _refuse(where, "threshold", f"{recipe.threshold} must lie between 0 and 1")
-    if recipe.graph is None:
-        _check_backbones(recipe, where)
-        _check_head(recipe, where)
-    else:
-        _check_graph(recipe.graph, recipe, where)
-    _check_fit(recipe, where)
-    return recipe
+    options = options_of(backbone)
+    if isinstance(options, ObjectGraphOptions) and options.objects == "features":
+        return "objects", [options.count, options.features]
+    if isinstance(options, ObjectGraphOptions) and options.objects == "boxes":
+        return "boxes", [options.count, 4]
+    if isinstance(options, DualEncodingOptions) and options.frames > 1:
+        return "frames", [options.frames, options.features]
+    return None
 
 
-def shipped_names() -> list[str]:
-    """Names of the recipes that the package ships, sorted."""
-    folder = resources.files("vsa_rt.recipes")
-    return sorted(f.name[: -len(".toml")] for f in folder.iterdir() if f.name.endswith(".toml"))
+def upstream(backbone: Backbone) -> str:
+    """The backbone that has to run in the graph for this one; empty if none has.
 
-
-def find_recipe(name_or_path: str) -> Path:
-    """The TOML file of a shipped recipe's name or of a path.
-
-    Raises:
-        RecipeError: Neither a shipped recipe nor a file.
+    Features that come as a ready tensor were computed elsewhere: the backbone that made them is only named.
     """
-    if name_or_path in shipped_names():
-        return Path(str(resources.files("vsa_rt.recipes") / f"{name_or_path}.toml"))
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    raise RecipeError(
-        f"recipe {name_or_path!r}: no such file, and no shipped recipe of that name; "
-        f"shipped are {', '.join(shipped_names())}"
-    )
+    given = tensor_input(backbone)
+    return "" if given is not None and given[0] != "boxes" else backbone.reads
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe file.
+def needed_backbones(recipe: Recipe) -> list[Backbone]:
+    """The backbones that the head's features need, each one after what it reads.
 
-    Raises:
-        RecipeError: The file is not TOML, has an unknown or missing key, or a value that does not fit.
+    A backbone that is only named as the maker of ready tensors is not among them.
     """
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from error
-    try:
-        recipe = msgspec.convert(table, Recipe)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {error}") from error
-    return check_recipe(recipe, str(path))
+    by_name = {b.name: b for b in recipe.backbones}
+    found: dict[str, Backbone] = {}
+
+    def visit(name: str) -> None:
+        if name not in found:
+            before = upstream(by_name[name])
+            if before:
+                visit(before)
+            found[name] = by_name[name]
+
+    for name in recipe.head.features:
+        visit(name)
+    return list(found.values())

@@ -12,7 +12,8 @@ from vsa_rt.pipeline.export import GRAPH, new_manifest, write_golden
 from vsa_rt.pipeline.gate import Judged, Reference, Run, run_reference
 from vsa_rt.pipeline.images import PreparedBatch, as_photographs, gate_photographs
 from vsa_rt.pipeline.reference import pillow_prepare
-from vsa_rt.recipe import Recipe, read_recipe
+from vsa_rt.recipe import Recipe
+from vsa_rt.recipe_file import read_recipe
 
 #: Ready tensors of a features-only bundle: drawn from a seeded normal, because nobody knows its preprocessing.
 _READY_IMAGES = 4

@@ -27,7 +27,7 @@ from vsa_rt.pipeline.export import (
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import find_reference
-from vsa_rt.recipe import find_recipe, read_recipe
+from vsa_rt.recipe_file import find_recipe, read_recipe
 
 #: Rounds of the interleaved measurement that ranks the engines.
 ROUNDS = 15

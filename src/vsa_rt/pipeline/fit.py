@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +13,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.dataset import Dataset, Photograph, read_dataset
+from vsa_rt.dataset import read_dataset
 from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
+from vsa_rt.pipeline.features import backbone_features, data_key, readable, write_whole
 from vsa_rt.recipe import Recipe
-from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.version import __version__
 
 with needs("export"):
@@ -30,13 +28,11 @@ with needs("export"):
     from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
     from sklearn.model_selection import StratifiedKFold
 
-    from vsa_rt.export.backbones import LoadedBackbone
-    from vsa_rt.export.ensemble import Normalise, load_backbones
+    from vsa_rt.export.ensemble import load_backbones
     from vsa_rt.export.head import check_labels, head_to_bytes
     from vsa_rt.export.training import join_features, predict, train_head
 
 Features = NDArray[np.float32]
-_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -105,114 +101,6 @@ class FitReport:
     settings: dict[str, object]
     command: str
     versions: dict[str, str]
-
-
-def _cache_folder(chosen: Path | None) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return chosen or (Path(base) if base else Path.home() / ".cache") / "vsa-rt"
-
-
-def _data_key(photographs: Sequence[Photograph]) -> str:
-    digest = hashlib.sha256()
-    for photograph in photographs:
-        digest.update(f"{photograph.path.name}\0{photograph.label}\0".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def _backbone_key(backbone: LoadedBackbone, architecture: str, data: str) -> str:
-    parts = [
-        backbone.record.sha256,
-        architecture,
-        msgspec.json.encode(backbone.resize).decode(),
-        repr((backbone.mean, backbone.std)),
-        data,
-        torch.__version__,
-        timm.__version__,
-        PIL.__version__,
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _readable(dataset: Dataset, backbones: list[LoadedBackbone]) -> tuple[list[Photograph], list[ItemError]]:
-    """Photographs that can be decoded and resized, and the errors of those that cannot."""
-    host = Preprocessor({b.name: b.resize for b in backbones})
-    rows = {b.name: np.empty((b.resize.height, b.resize.width, 3), np.uint8) for b in backbones}
-    good: list[Photograph] = []
-    bad = list(dataset.rejected)
-    for photograph in dataset.photographs:
-        try:
-            host.write(photograph.path, rows, item=str(photograph.path))
-        except ItemError as error:
-            bad.append(error)
-        else:
-            good.append(photograph)
-    return good, bad
-
-
-def _compute(backbone: LoadedBackbone, photographs: Sequence[Photograph], progress: Progress) -> Features:
-    """Features ``(N, D)`` in float32 by the torch network."""
-    host = Preprocessor({"image": backbone.resize})
-    normalise = Normalise(backbone.mean, backbone.std)
-    rows: list[Features] = []
-    size = (backbone.resize.height, backbone.resize.width, 3)
-    for start in range(0, len(photographs), _BATCH):
-        progress(f"{backbone.name}: features of {start} of {len(photographs)} photographs")
-        part = photographs[start : start + _BATCH]
-        pixels = np.empty((len(part), *size), np.uint8)
-        for row, photograph in enumerate(part):
-            host.write(photograph.path, {"image": pixels[row]}, item=str(photograph.path))
-        with torch.inference_mode():
-            rows.append(backbone.network(normalise(torch.from_numpy(pixels))).numpy())
-    return np.concatenate(rows)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """A file that appears under its name whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def _features(
-    backbone: LoadedBackbone,
-    architecture: str,
-    photographs: Sequence[Photograph],
-    data: str,
-    options: FitOptions,
-) -> Features:
-    """Features from the cache, or computed and put there."""
-    path = (
-        _cache_folder(options.cache) / "features" / f"{_backbone_key(backbone, architecture, data)}.features"
-    )
-    stored = _read_cached(path, len(photographs) * backbone.width)
-    if stored is not None:
-        return stored.reshape(len(photographs), backbone.width)
-    found = np.ascontiguousarray(_compute(backbone, photographs, options.progress), np.float32)
-    values = found.tobytes()
-    _write_whole(path, hashlib.sha256(values).digest() + values)
-    return found
-
-
-def _read_cached(path: Path, count: int) -> Features | None:
-    """The values behind their SHA-256; ``None`` if they are absent or not what was written."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, values = data[:32], data[32:]
-    if hashlib.sha256(values).digest() != digest or len(values) != 4 * count:
-        return None
-    return np.frombuffer(values, np.float32)
 
 
 def _cross_validate(
@@ -304,12 +192,14 @@ def fit(
     options.progress("loading checkpoints")
     backbones = load_backbones(recipe, recipe_folder, options.weights, options.random_seed)
     options.progress("reading photographs")
-    photographs, rejected = _readable(dataset, backbones)
+    photographs, rejected = readable(dataset, backbones)
     if not photographs:
         raise DatasetError(f"{data}: no photograph can be read; the first: {rejected[0]}")
-    data_sha256 = _data_key(photographs)
+    data_sha256 = data_key(photographs)
     by_backbone = {
-        loaded.name: _features(loaded, entry.architecture, photographs, data_sha256, options)
+        loaded.name: backbone_features(
+            loaded, entry.architecture, photographs, data_sha256, options.cache, options.progress
+        )
         for loaded, entry in zip(backbones, recipe.backbones, strict=True)
     }
     features = join_features(recipe, by_backbone)
@@ -347,6 +237,6 @@ def fit(
             "pillow": PIL.__version__,
         },
     )
-    _write_whole(out, head_file)
-    _write_whole(out.with_suffix(".json"), json.dumps(msgspec.to_builtins(report), indent=2).encode() + b"\n")
+    write_whole(out, head_file)
+    write_whole(out.with_suffix(".json"), json.dumps(msgspec.to_builtins(report), indent=2).encode() + b"\n")
     return report, rejected

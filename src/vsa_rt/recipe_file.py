@@ -1,0 +1,65 @@
+"""Recipe files: the shipped ones by name, a user's own by path."""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vsa_rt.errors import RecipeError
+from vsa_rt.recipe import Recipe
+from vsa_rt.recipe_rules import check_recipe
+from vsa_rt.schedules import PRESETS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover - JetPack 6
+    import tomli as tomllib
+
+
+def shipped_names() -> list[str]:
+    """Names of the recipes that the package ships, sorted."""
+    folder = resources.files("vsa_rt.recipes")
+    return sorted(f.name[: -len(".toml")] for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The TOML file of a shipped recipe's name or of a path.
+
+    Raises:
+        RecipeError: Neither a shipped recipe nor a file.
+    """
+    if name_or_path in shipped_names():
+        return Path(str(resources.files("vsa_rt.recipes") / f"{name_or_path}.toml"))
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    raise RecipeError(
+        f"recipe {name_or_path!r}: no such file, and no shipped recipe of that name; "
+        f"shipped are {', '.join(shipped_names())}"
+    )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe file.
+
+    Raises:
+        RecipeError: The file is not TOML, has an unknown or missing key, or a value that does not fit.
+    """
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not TOML: {error}") from error
+    fit = table.get("fit")
+    if isinstance(fit, dict) and isinstance(fit.get("preset"), str):
+        table["fit"] = PRESETS.get(fit["preset"], {}) | fit
+    try:
+        recipe = msgspec.convert(table, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    return check_recipe(recipe, str(path))

@@ -1,0 +1,1 @@
+../../src/vsa_rt/recipe_rules.py
