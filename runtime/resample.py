@@ -1,10 +1,11 @@
-"""Resizes an image to what graph inputs want, to the last bit as Pillow does.
+"""Resizes an image to what graph inputs want, to the last bit as the library does that the spec's kernel names.
 
-The native kernel computes Pillow's own fixed-point arithmetic in vector code, for the crop's pixels only: about
-fifteen times faster than Pillow on a photograph of 600 x 450 and the three quickstart inputs. Without it (no
-compiler at installation), Pillow does the same work with the same result. Coefficients of 16 bits would save a
-third of its time, 0.15 core-ms of a photograph's 1.5, at the price of other bytes: not worth a second kernel, so
-``resample = "fast"`` changes how a photograph is decoded, not how it is resized.
+Two kernels are Pillow's; the others lie in ``vsa_rt.runtime.two_tap``. The native code computes Pillow's own
+fixed-point arithmetic in vector code, for the crop's pixels only: about fifteen times faster than Pillow on a
+photograph of 600 x 450 and the three quickstart inputs. Without it (no compiler at installation), Pillow does the
+same work with the same result. Coefficients of 16 bits would save a third of its time, 0.15 core-ms of a
+photograph's 1.5, at the price of other bytes: not worth a second kernel, so ``resample = "fast"`` changes how a
+photograph is decoded, not how it is resized.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vsa_rt.contracts import MAX_PIXELS, ResizeSpec
+from vsa_rt.runtime.two_tap import TWO_TAP, resize_two_tap
 
 try:
     from vsa_rt.runtime import _resample as _native
@@ -91,6 +93,12 @@ def resize(image: NDArray[np.uint8], targets: Sequence[tuple[ResizeSpec, NDArray
         else:
             work.append((spec, out))
 
+    for spec, out in work:
+        if spec.kernel in TWO_TAP:
+            resize_two_tap(image, spec, out)
+    work = [(spec, out) for spec, out in work if spec.kernel not in TWO_TAP]
+    if not work:
+        return
     order = _pass_order()
     if order is None or max(height, width) > _NATIVE_EDGE:
         resize_with_pillow(image, work)
@@ -105,7 +113,7 @@ def resize_with_pillow(
 
     Args:
         image: RGB pixels ``(H, W, 3)``.
-        targets: Pairs of a spec and the array to fill.
+        targets: Pairs of a spec, with a kernel of Pillow's, and the array to fill.
     """
     if not targets:
         return

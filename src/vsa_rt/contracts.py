@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from numpy.typing import NDArray
 
 from vsa_rt.errors import UsageError
 
@@ -83,13 +85,17 @@ class ResizeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         fit: ``shortest`` resizes the shorter edge to ``scale`` and keeps the aspect; ``warp`` resizes to
             exactly ``height`` x ``width``. A centre crop to the final size follows ``shortest``.
         scale: Length of the shorter edge after ``shortest``; 0 with ``warp``.
-        kernel: Interpolation kernel, with antialiasing, as Pillow computes it.
+        kernel: How pixels are interpolated, to the last bit as one library does it. ``bicubic`` and ``bilinear``
+            are Pillow's, with antialiasing. The other two read two neighbours an axis however much the image
+            shrinks: ``opencv-bilinear`` is ``cv2.resize`` with ``INTER_LINEAR`` (also MXNet's ``imresize``);
+            ``tf-bilinear`` is TensorFlow's ``ResizeBilinear`` without aligned corners or half-pixel centres
+            (graphs of TensorFlow 1, such as Inception of 2015-12-05), its fractions rounded to uint8.
     """
 
     height: int
     width: int
     fit: Literal["shortest", "warp"]
-    kernel: Literal["bicubic", "bilinear"]
+    kernel: Literal["bicubic", "bilinear", "opencv-bilinear", "tf-bilinear"]
     scale: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +121,32 @@ class ResizeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return round((height - self.height) / 2.0), round((width - self.width) / 2.0)
 
 
+#: ``moe``: each below 1, and they need not add up to 1.
+ScoresKind = Literal["softmax", "independent", "distribution", "moe"]
+
+
+def scores_kind(task: Task, head: str = "") -> ScoresKind:
+    """What kind of numbers a head of some kind gives for a task."""
+    if head == "moe":
+        return "moe"
+    if task is Task.MULTI_LABEL:
+        return "independent"
+    return "distribution" if task is Task.DISTRIBUTION else "softmax"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with the ready tensors that belong to it.
+
+    Attributes:
+        image: A path, encoded bytes, a PIL image or a uint8 array ``(H, W, 3)`` in RGB.
+        tensors: Input name to array, such as ``objects`` with a row per object.
+    """
+
+    image: Any
+    tensors: Mapping[str, NDArray[Any]]
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, dtype and shape of one engine input or output; ``None`` stands for the batch axis."""
@@ -132,7 +164,7 @@ class Sentiment:
         label: The winning label; ``None`` for multi-label tasks.
         labels: The labels over the decision threshold (multi-label only, else empty).
         scores: Label to score, in the recipe's order.
-        scores_kind: ``softmax``, ``independent`` or ``distribution``.
+        scores_kind: ``softmax``, ``independent``, ``distribution`` or ``moe``.
     """
 
     label: str | None

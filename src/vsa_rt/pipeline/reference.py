@@ -6,12 +6,10 @@ import json
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from vsa_rt.bundle import Bundle, hash_file
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import BundleError, CheckpointAbsent, CheckpointError, EnvironmentUnusable, needs
+from vsa_rt.export.transforms import reference_transform
 from vsa_rt.locate import locate
 from vsa_rt.pipeline.gate import Reference
 from vsa_rt.pipeline.images import Prepare
@@ -20,16 +18,12 @@ HEAD = "head.safetensors"
 
 
 def pillow_prepare(specs: dict[str, ResizeSpec]) -> Prepare:
-    """The resize by Pillow itself, independent of the runtime's own code."""
-    kernels = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    """The resize by Pillow itself, or by plain arithmetic for kernels that Pillow lacks.
 
-    def one(picture: Image.Image, spec: ResizeSpec) -> Image.Image:
-        height, width = spec.resized(picture.height, picture.width)
-        top, left = spec.crop_offset(height, width)
-        whole = picture.resize((width, height), kernels[spec.kernel])
-        return whole.crop((left, top, left + spec.width, top + spec.height))
-
-    return lambda picture: {name: np.asarray(one(picture, spec)) for name, spec in specs.items()}
+    Neither uses the runtime's own code, nor torch.
+    """
+    transforms = {name: reference_transform(spec) for name, spec in specs.items()}
+    return lambda picture: {name: transform(picture) for name, transform in transforms.items()}
 
 
 def _checkpoints(bundle: Bundle, folder: Path, weights: dict[str, Path]) -> dict[str, Path]:
@@ -80,6 +74,11 @@ def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
         ensemble = load_ensemble(recipe, Path(folder), files, seed)
     for name, record in ensemble.checkpoints.items():
         if record.sha256 != records[name].sha256:
+            if record.random_seed is not None:
+                # Sums of floats: another processor or library may round a seeded network's statistics differently.
+                raise CheckpointAbsent(
+                    f"the random weights of {name!r} come out differently on this machine than where they were made"
+                )
             raise CheckpointError(
                 f"checkpoint of {name!r}: {record.found} has SHA-256 {record.sha256[:12]}…, the bundle was built "
                 f"from {records[name].sha256[:12]}…; name that file with --weights {name}=PATH"
