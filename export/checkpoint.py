@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import torch
+from safetensors.torch import load
 from torch import nn
 
 from vsa_rt.errors import CheckpointError
+from vsa_rt.export.torch_pickle import Foreign, read_torch
 
 State = dict[str, torch.Tensor]
 
@@ -19,53 +18,65 @@ State = dict[str, torch.Tensor]
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
-def _tensors(value: object, path: Path) -> State:
+def _flat(value: object, where: str) -> State:
     """The flat name -> tensor dictionary inside what was read."""
     for key in _WRAPPERS:
         if isinstance(value, Mapping) and isinstance(value.get(key), Mapping):
             value = value[key]
             break
     if not isinstance(value, Mapping) or not value:
-        raise CheckpointError(f"{path}: holds {type(value).__name__}, expected a dictionary of tensors")
+        raise CheckpointError(f"{where}: holds {type(value).__name__}, expected a dictionary of tensors")
     wrong = next((k for k, v in value.items() if not isinstance(v, torch.Tensor)), None)
     if wrong is not None:
-        raise CheckpointError(f"{path}: entry {wrong!r} is {type(value[wrong]).__name__}, expected a tensor")
+        raise CheckpointError(f"{where}: entry {wrong!r} is {type(value[wrong]).__name__}, expected a tensor")
     return {str(k).removeprefix("module."): v for k, v in value.items()}
 
 
-def read_checkpoint(path: Path, sha256: str = "") -> tuple[State, str]:
-    """Read a ``.safetensors`` or PyTorch checkpoint; nothing in it is executed.
+def read_tensors(data: bytes, where: str) -> State:
+    """Read a safetensors file or a PyTorch one; nothing in it is executed.
 
     Args:
-        path: The file. PyTorch files are opened with weights-only loading.
-        sha256: Hash that the file must have; empty for any.
+        data: The file's bytes; what begins as safetensors does is read as such.
+        where: What to call it in messages.
 
     Returns:
-        Key to tensor, on the CPU, and the file's SHA-256, taken of the bytes that were parsed.
+        Key to tensor, on the CPU. Of a training script's file, the weights.
 
     Raises:
-        CheckpointError: Unreadable, truncated, another hash, or something other than tensors.
+        CheckpointError: Truncated, or something other than tensors.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    found = hashlib.sha256(data).hexdigest()
-    if sha256 and found != sha256:
-        raise CheckpointError(
-            f"{path}: SHA-256 is {found}, the recipe wants {sha256}; get that file or pin this one"
-        )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            return _tensors(load(data), path), found
-        return _tensors(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), path), found
-    except CheckpointError:
-        raise
-    except Exception as error:  # the parsers raise pickle, zip, json and runtime errors alike
+        # A safetensors file is a JSON object behind its length in eight bytes.
+        if data[8:9] == b"{":
+            return _flat(load(data), where)
+    except Exception as error:  # the parser raises its own, value and type errors alike
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not a checkpoint of tensors alone: {first}") from error
+        raise CheckpointError(f"{where}: not a checkpoint of tensors alone: {first}") from error
+    value = read_torch(data, where)
+    foreign = next(_foreign(value), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"{where}: not a checkpoint of tensors alone: it holds {foreign!r}, which is not restored; save the "
+            "state dictionary by itself"
+        )
+    return _flat(value, where)
+
+
+def _foreign(value: object) -> Iterator[Foreign]:
+    """Objects in what was read that are neither tensors nor plain values."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        found = waiting.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Foreign):
+            yield found
+        elif isinstance(found, Mapping):
+            waiting += [*found.keys(), *found.values()]
+        elif isinstance(found, list | tuple):
+            waiting += found
 
 
 #: EfficientNet-PyTorch's names to timm's, for a block that begins with its depthwise convolution ...
@@ -115,13 +126,6 @@ def timm_keys_from_efficientnet_pytorch(state: State, module: nn.Module) -> Stat
             first, _, rest = key.partition(".")
             renamed[f"{_OUTSIDE.get(first, first)}.{rest}" if rest else key] = tensor
     return renamed
-
-
-#: Checkpoint format to the function that spells its keys as timm does.
-RENAME: dict[str, Callable[[State, nn.Module], State]] = {
-    "timm": lambda state, module: state,
-    "efficientnet-pytorch": timm_keys_from_efficientnet_pytorch,
-}
 
 
 def _some(names: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,31 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.export.backbones import LoadedBackbone, Transform, load_backbone
 from vsa_rt.export.head import head_tap_records, head_taps, load_head, random_head
-from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
-from vsa_rt.recipe import Recipe
-
-
-class Normalise(nn.Module):
-    """uint8 ``(N, H, W, 3)`` to normalised float32 ``(N, 3, H, W)``: cast, layout, one scale and one shift."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
-        super().__init__()
-        deviation = torch.tensor(std, dtype=torch.float64).view(1, 3, 1, 1)
-        average = torch.tensor(mean, dtype=torch.float64).view(1, 3, 1, 1)
-        # (p / 255 - mean) / std, folded in float64.
-        self.register_buffer("scale", (1 / (255 * deviation)).float())
-        self.register_buffer("shift", (-average / deviation).float())
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Normalise a batch. The cast comes first: TensorRT lets a uint8 input do nothing else."""
-        return image.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.shift
+from vsa_rt.export.random_weights import Samples
+from vsa_rt.export.transforms import reference_transform
+from vsa_rt.export.trunk import Trunk
+from vsa_rt.manifest import CheckpointRecord, TapRecord
+from vsa_rt.recipe import Recipe, needed_backbones
 
 
 class Ensemble(nn.Module):
@@ -44,56 +28,32 @@ class Ensemble(nn.Module):
 
     Args:
         recipe: Wiring and task.
-        backbones: In the recipe's order.
+        backbones: Each one after what it reads.
         head: Features to logits.
     """
 
     def __init__(self, recipe: Recipe, backbones: list[LoadedBackbone], head: nn.Module) -> None:
         super().__init__()
         self.recipe = recipe
-        self.names = [b.name for b in backbones]
-        self.inputs = input_records([b.resize for b in backbones])
-        by_resize = {i.resize: index for index, i in enumerate(self.inputs)}
-        self.feeds = [by_resize[b.resize] for b in backbones]
-        self.normalise = nn.ModuleList(Normalise(b.mean, b.std) for b in backbones)
-        self.backbones = nn.ModuleList(b.network for b in backbones)
+        self.trunk = Trunk(backbones)
+        self.inputs = self.trunk.inputs
         self.head = head
-        total = sum(b.width for b in backbones)
-        self.taps = [TapRecord(name=b.name, width=b.width, kind="backbone") for b in backbones] + [
-            TapRecord(name="features", width=total, kind="features"),
+        widths = {b.name: b.width for b in backbones}
+        self.taps = [
+            *(TapRecord(name=b.name, width=b.width, kind="backbone") for b in self.trunk.computed),
+            TapRecord(name="features", width=sum(widths[n] for n in recipe.head.features), kind="features"),
             *head_tap_records(recipe),
         ]
 
-    def forward(self, *images: Tensor) -> tuple[Tensor, ...]:
-        """Every tap, in the order of ``taps``, for one batch of every input ``(N, H, W, 3)``, uint8."""
-        found = {
-            name: network(normalise(images[feed]))
-            for name, feed, normalise, network in zip(
-                self.names, self.feeds, self.normalise, self.backbones, strict=True
-            )
-        }
-        used = [found[name] for name in self.recipe.head.features]
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Every tap, in the order of ``taps``, for one batch of every input, in the order of ``inputs``."""
+        given = {record.name: tensor for record, tensor in zip(self.inputs, inputs, strict=True)}
+        found = self.trunk(given)
+        used = [found[self.trunk.same[name]] for name in self.recipe.head.features]
         if self.recipe.head.unit_norm:
             used = [functional.normalize(f, dim=1) for f in used]
         features = torch.cat(used, 1)
         return (*found.values(), features, *head_taps(self.head, features, self.recipe.task))
-
-
-def input_records(specs: list[ResizeSpec]) -> list[InputRecord]:
-    """One graph input per distinct resize, named by its size."""
-    records: list[InputRecord] = []
-    for spec in dict.fromkeys(specs):
-        name = f"image_{spec.height}x{spec.width}"
-        taken = sum(r.name.split(".")[0] == name for r in records)
-        records.append(
-            InputRecord(
-                name=f"{name}.{taken + 1}" if taken else name,
-                dtype="uint8",
-                shape=[spec.height, spec.width, 3],
-                resize=spec,
-            )
-        )
-    return records
 
 
 @dataclass(frozen=True)
@@ -115,10 +75,10 @@ class LoadedEnsemble:
     head_file: bytes
 
     def prepare(self, picture: Image.Image) -> dict[str, NDArray[np.uint8]]:
-        """Every input ``(H, W, 3)`` of one upright RGB picture, by the weights' own transforms."""
+        """Every image input ``(H, W, 3)`` of one upright RGB picture, by the weights' own transforms."""
         return {name: transform(picture) for name, transform in self.transforms.items()}
 
-    def run(self, inputs: dict[str, NDArray[np.uint8]]) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Every tap of one batch, computed eagerly in float32."""
         with torch.inference_mode():
             taps = self.module(*(torch.from_numpy(inputs[i.name]) for i in self.module.inputs))
@@ -128,7 +88,7 @@ class LoadedEnsemble:
 def load_backbones(
     recipe: Recipe, folder: Path, weights: dict[str, Path], random_seed: int | None = None
 ) -> list[LoadedBackbone]:
-    """Every backbone of a recipe, with its weights.
+    """Every backbone that a recipe's head needs, with its weights, each one after what it reads.
 
     Raises:
         UsageError: ``weights`` names a backbone that the recipe does not have.
@@ -141,7 +101,14 @@ def load_backbones(
     foreign = sorted(weights.keys() - {*known, "head"})
     if foreign:
         raise UsageError(f"--weights {foreign[0]}=…: the recipe has {', '.join(known)} and head")
-    return [load_backbone(b, folder, weights.get(b.name), random_seed) for b in recipe.backbones]
+    needed = needed_backbones(recipe)
+    idle = sorted(weights.keys() - {b.name for b in needed} - {"head"})
+    if idle:
+        raise UsageError(
+            f"--weights {idle[0]}=…: the recipe computes nothing with {idle[0]!r}: what it gives is an input"
+        )
+    samples = Samples()
+    return [load_backbone(b, folder, weights.get(b.name), random_seed, samples) for b in needed]
 
 
 def load_ensemble(
@@ -167,10 +134,14 @@ def load_ensemble(
     else:
         head, head_record, data = load_head(recipe, folder, widths, weights.get("head"))
     module = Ensemble(recipe, backbones, head).eval()
-    by_resize = {b.resize: b.transform for b in backbones}
+    by_resize = {b.resize: b.made.transform for b in backbones}
     return LoadedEnsemble(
         module=module,
-        transforms={i.name: by_resize[i.resize] for i in module.inputs if i.resize is not None},
+        transforms={
+            i.name: by_resize.get(i.resize) or reference_transform(i.resize)
+            for i in module.inputs
+            if i.resize is not None
+        },
         checkpoints={b.name: b.record for b in backbones} | {"head": head_record},
         widths=widths,
         head_file=data,

@@ -7,14 +7,19 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
-from vsa_rt.contracts import Resample, Task
+from vsa_rt.contracts import Resample, ScoresKind, Task, scores_kind
 from vsa_rt.errors import UsageError
 from vsa_rt.export.ensemble import Ensemble
+from vsa_rt.export.skeleton import skeleton
 from vsa_rt.manifest import InputRecord, TapRecord
 
 #: From opset 22 on, Conv and the pools take bfloat16 (ONNX changelog), which the lowered graphs need.
@@ -34,6 +39,7 @@ class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         task: What the scores mean.
         threshold: Multi-label: the score above which a label is given.
         resample: How the host resizes unless told otherwise.
+        scores_kind: What kind of numbers the scores are; empty for what the task says.
     """
 
     inputs: list[InputRecord]
@@ -42,6 +48,7 @@ class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     task: Task
     threshold: float
     resample: Resample
+    scores_kind: ScoresKind | Literal[""] = ""
 
 
 @contextlib.contextmanager
@@ -74,6 +81,32 @@ def _rename(model: onnx.ModelProto, ensemble: Ensemble) -> None:
     del model.graph.value_info[:]
 
 
+#: What only moves weights about. The exporter leaves such nodes in the graph where their tensors are large.
+_MOVES = frozenset({"Concat", "Reshape", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze", "Identity"})
+
+
+def _fold_moved_weights(model: onnx.ModelProto) -> None:
+    """Compute nodes that only rearrange weights, so that a lowered graph holds the result in its own type."""
+    known = {t.name: t for t in model.graph.initializer}
+    outputs = {o.name for o in model.graph.output}
+    kept = []
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        folds = node.op_type in _MOVES and inputs and all(name in known for name in inputs)
+        if not folds or outputs.intersection(node.output):
+            kept.append(node)
+            continue
+        feeds = {name: numpy_helper.to_array(known[name]) for name in inputs}
+        values = ReferenceEvaluator(node).run(None, feeds)
+        for name, value in zip(node.output, values, strict=True):
+            known[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+    used = {name for node in kept for name in node.input}
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(tensor for name, tensor in known.items() if name in used)
+
+
 def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
     """Export an ensemble with a dynamic batch.
 
@@ -86,7 +119,7 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
     """
     batch = torch.export.Dim("batch", min=1, max=4096)
     # Two images: an example batch of one would be taken for a constant.
-    example = tuple(torch.zeros((2, *i.shape), dtype=torch.uint8) for i in ensemble.inputs)
+    example = tuple(torch.zeros((2, *i.shape), dtype=getattr(torch, i.dtype)) for i in ensemble.inputs)
     with _quiet():
         program = torch.onnx.export(
             ensemble,
@@ -103,6 +136,7 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
     _rename(model, ensemble)
+    _fold_moved_weights(model)
     strip_debris(model)
     recipe = ensemble.recipe
     purpose = GraphPurpose(
@@ -112,9 +146,10 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
         task=recipe.task,
         threshold=recipe.threshold,
         resample=recipe.resample,
+        scores_kind=scores_kind(recipe.task, recipe.head.kind),
     )
     onnx.helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
-    onnx.checker.check_model(model, full_check=True)
+    onnx.checker.check_model(skeleton(model), full_check=True)
     return model
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import ml_dtypes
+import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import UsageError
+from vsa_rt.export.skeleton import skeleton
 
 #: Where the backbones' arithmetic begins: what lies before is normalisation of pixels.
 _ENTRANCES = frozenset({"Conv", "MatMul", "Gemm"})
@@ -19,7 +21,7 @@ _LOWERED = frozenset(
     {
         "Conv", "ConvTranspose", "MatMul", "Gemm", "Add", "Sub", "Mul", "Clip", "Relu", "LeakyRelu", "PRelu",
         "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Elu", "Gelu", "MaxPool", "AveragePool", "Concat",
-        "Pad", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
+        "Pad", "Reshape", "Transpose", "ReduceMax", "ReduceMin", "Abs", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
     }
 )  # fmt: skip
 #: Attributes that hold whole graphs; such nodes are left alone.
@@ -49,7 +51,7 @@ def _upstream_of(graph: onnx.GraphProto, taps: Iterable[str]) -> set[int]:
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.shape_inference.infer_shapes(skeleton(model))
     values = (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output)
     return {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT} | {
         t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
@@ -66,6 +68,54 @@ def _names_in_subgraphs(graph: onnx.GraphProto) -> set[str]:
                 found.update(o.name for o in inner.output)
                 found |= _names_in_subgraphs(inner)
     return found
+
+
+def _split_normalisations(model: onnx.ModelProto) -> None:
+    """Write each BatchNormalization as one product and one sum per channel, folded in double precision.
+
+    Those that no convolution stands before, as in pre-activation networks, remain in a graph. With statistics in
+    bfloat16 they would lose more than their own rounding, and in float32 each would cost two casts.
+    """
+    known = {t.name: t for t in model.graph.initializer}
+    maps = _maps(model)
+    taken = {n for node in model.graph.node for n in (*node.input, *node.output)} | known.keys()
+    nodes: list[onnx.NodeProto] = []
+
+    def fresh(name: str) -> str:
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        return name
+
+    for node in model.graph.node:
+        plain = len([o for o in node.output if o]) == 1 and all(name in known for name in node.input[1:5])
+        if node.op_type != "BatchNormalization" or not plain or node.input[0] not in maps:
+            nodes.append(node)
+            continue
+        scale, shift, mean, variance = (
+            numpy_helper.to_array(known[name]).astype(np.float64) for name in node.input[1:5]
+        )
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        slope = scale / np.sqrt(variance + epsilon)
+        result = node.output[0]
+        names = [fresh(f"{result}_slope"), fresh(f"{result}_shift"), fresh(f"{result}_scaled")]
+        for name, values in zip(names, (slope, shift - mean * slope), strict=False):
+            shaped = values.astype(np.float32).reshape(-1, 1, 1)
+            model.graph.initializer.append(numpy_helper.from_array(shaped, name))
+        nodes.append(helper.make_node("Mul", [node.input[0], names[0]], [names[2]]))
+        nodes.append(helper.make_node("Add", [names[2], names[1]], [result]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _maps(model: onnx.ModelProto) -> set[str]:
+    """Names of float32 tensors ``(N, C, H, W)``."""
+    inferred = onnx.shape_inference.infer_shapes(skeleton(model)).graph
+    return {
+        v.name
+        for v in (*inferred.value_info, *inferred.input)
+        if v.type.tensor_type.elem_type == TensorProto.FLOAT and len(v.type.tensor_type.shape.dim) == 4
+    }
 
 
 class _Bfloat16:
@@ -150,12 +200,15 @@ class _Bfloat16:
         del self.model.graph.value_info[:]
 
 
-def lower_to_bf16(graph: onnx.ModelProto, backbone_taps: Iterable[str]) -> onnx.ModelProto:
+def lower_to_bf16(
+    graph: onnx.ModelProto, backbone_taps: Iterable[str], exact: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
     """Type the backbones' tensors as bfloat16; pooling, concatenation, head and scores stay float32.
 
     Args:
         graph: The fp32 graph; it is not changed.
         backbone_taps: Names of the outputs where the backbones end.
+        exact: Of these, the ones whose own arithmetic stays in float32, each with the tap that it reads.
 
     Returns:
         A checked graph with the same inputs and outputs, weights rounded to nearest even.
@@ -165,8 +218,11 @@ def lower_to_bf16(graph: onnx.ModelProto, backbone_taps: Iterable[str]) -> onnx.
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph)
+    _split_normalisations(model)
     nodes = model.graph.node
     trunk = _downstream_of_entrance(model.graph) & _upstream_of(model.graph, backbone_taps)
+    for tap, read in (exact or {}).items():
+        trunk -= _upstream_of(model.graph, [tap]) - _upstream_of(model.graph, [read])
     # What a graph inside a node reads must keep its type: the types in there are not ours to change.
     inner = _names_in_subgraphs(model.graph)
     lowered = {i for i in trunk if nodes[i].op_type in _LOWERED and not inner.intersection(nodes[i].output)}
@@ -174,12 +230,17 @@ def lower_to_bf16(graph: onnx.ModelProto, backbone_taps: Iterable[str]) -> onnx.
         raise UsageError("nothing to lower: no convolution or product leads to a backbone's output")
     try:
         _Bfloat16(model, lowered).rewrite()
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(skeleton(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UsageError(f"the graph cannot be written in bf16: {str(error).strip()}") from error
     return model
 
 
-def lower(graph: onnx.ModelProto, precision: Precision, backbone_taps: Iterable[str]) -> onnx.ModelProto:
-    """The graph in a precision: itself in fp32, else a lowered copy."""
-    return graph if precision is Precision.FP32 else lower_to_bf16(graph, backbone_taps)
+def lower(
+    graph: onnx.ModelProto,
+    precision: Precision,
+    backbone_taps: Iterable[str],
+    exact: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """The graph in a precision: itself in fp32, else a lowered copy; see ``lower_to_bf16``."""
+    return graph if precision is Precision.FP32 else lower_to_bf16(graph, backbone_taps, exact)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vsa_rt.contracts import Resample, Sentiment, TensorSpec
+from vsa_rt.contracts import Item, Resample, Sentiment, TensorSpec
 from vsa_rt.engines.backend import Slot, Tensors
 from vsa_rt.engines.select import Opened, input_specs
 from vsa_rt.errors import ItemError, UsageError
@@ -54,14 +54,15 @@ class Features(dict[str, NDArray[np.float32]]):
         self.errors = errors
 
 
-def item_name(source: ImageSource, index: int) -> str:
+def item_name(source: ImageSource | Item, index: int) -> str:
     """What to call an item in messages: its path, or its number."""
+    source = source.image if isinstance(source, Item) else source
     return str(source) if isinstance(source, str | os.PathLike) else f"item {index}"
 
 
 def as_items(images: object) -> Iterable[Any]:
     """One image is a list of one: a path is not a sequence of letters, nor a picture one of rows."""
-    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image)
+    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Item)
     if single or (isinstance(images, np.ndarray) and images.ndim == 3):
         return [images]
     if not isinstance(images, Iterable):
@@ -142,9 +143,11 @@ class Runtime:
         self.labels = list(manifest.labels)
         self._batch = batch
         self._closed = False
-        self._labeller = Labeller(self.labels, manifest.task, manifest.threshold)
+        self._labeller = Labeller(self.labels, manifest.task, manifest.threshold, manifest.scores_kind)
         specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
-        self._preprocessor = Preprocessor(specs, resample) if len(specs) == len(manifest.inputs) else None
+        rows = {i.name: tuple(i.shape) for i in manifest.inputs if i.rows}
+        whole = len(specs) + len(rows) == len(manifest.inputs)
+        self._preprocessor = Preprocessor(specs, resample, rows) if whole else None
         self._inputs = input_specs(manifest)
         # Last in, first out: the slot used last is warm in the caches, and its request is bound already.
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
@@ -171,12 +174,15 @@ class Runtime:
             self._free.get()
         self.session.close()
 
-    def __call__(self, images: Iterable[ImageSource] | ImageSource) -> list[Sentiment | ItemError]:
+    def __call__(
+        self, images: Iterable[ImageSource | Item] | ImageSource | Item
+    ) -> list[Sentiment | ItemError]:
         """Sentiments of images, in order.
 
         Args:
             images: Paths, encoded bytes, PIL images and uint8 arrays ``(H, W, 3)`` in RGB, mixed; or one of
-                them.
+                them. Where the graph takes ready tensors too, an ``Item`` has them beside its image, and a
+                path in files beside it (``photo.objects.npy``).
 
         Returns:
             One ``Sentiment`` or ``ItemError`` per image.
@@ -186,7 +192,7 @@ class Runtime:
         """
         return list(self.map(as_items(images)))
 
-    def map(self, images: Iterable[ImageSource]) -> Iterator[Sentiment | ItemError]:
+    def map(self, images: Iterable[ImageSource | Item]) -> Iterator[Sentiment | ItemError]:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
         if not self.labels:
             raise UsageError(_READY_ONLY if self._preprocessor is None else _NO_LABELS)
@@ -194,7 +200,7 @@ class Runtime:
             as_items(images), lambda outputs, count: self._labeller(outputs["scores"][:count])
         )
 
-    def features(self, images: Iterable[ImageSource] | ImageSource) -> Features:
+    def features(self, images: Iterable[ImageSource | Item] | ImageSource | Item) -> Features:
         """Every tap of images.
 
         Args:
@@ -282,7 +288,7 @@ class Runtime:
             with contextlib.suppress(queue.Empty):
                 return self._free.get(timeout=0.1)
 
-    def _stream(self, images: Iterable[ImageSource], take: Take[T]) -> Iterator[T | ItemError]:
+    def _stream(self, images: Iterable[ImageSource | Item], take: Take[T]) -> Iterator[T | ItemError]:
         self._require_open()
         self._require_preprocessor()
         source = iter(enumerate(images))

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from vsa_rt.contracts import Sentiment, Task
 
-_KINDS = {Task.MULTI_LABEL: "independent", Task.DISTRIBUTION: "distribution"}
-
 
 class Labeller:
     """Turns rows of scores into words.
@@ -19,11 +17,11 @@ class Labeller:
         labels: In the order of the scores.
         task: What the scores mean.
         threshold: Multi-label only: the score above which a label is given.
+        kind: What kind of numbers the scores are.
     """
 
-    def __init__(self, labels: list[str], task: Task, threshold: float) -> None:
-        self._labels, self._task, self._threshold = labels, task, threshold
-        self._kind = _KINDS.get(task, "softmax")
+    def __init__(self, labels: list[str], task: Task, threshold: float, kind: str) -> None:
+        self._labels, self._task, self._threshold, self._kind = labels, task, threshold, kind
 
     def __call__(self, scores: NDArray[Any]) -> list[Sentiment | None]:
         """The sentiments of ``(N, C)`` scores, in order; ``None`` for a row that is not all numbers."""

@@ -7,6 +7,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
+from vsa_rt.runtime.companions import is_companion
+
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as found:
@@ -24,7 +26,7 @@ def _walk(folder: str, glob: str | None) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path, glob)
             continue
-        if glob and not fnmatch.fnmatch(entry.name, glob):
+        if is_companion(entry.name) or (glob and not fnmatch.fnmatch(entry.name, glob)):
             continue
         try:
             mode = os.stat(entry.path).st_mode
@@ -41,7 +43,8 @@ def items_from_paths(paths: Iterable[str], glob: str | None = None) -> Iterator[
 
     Args:
         paths: Files are taken as they are; folders are walked recursively in sorted order, every regular file
-            an item, hidden ones left out, linked folders not followed.
+            an item; hidden ones and ready tensors beside images (``a.objects.npy``) left out, linked folders
+            not followed.
         glob: Take only files of a folder whose name fits this pattern.
 
     Yields:

@@ -150,6 +150,85 @@ def tiny_bundle(tiny_recipe: Path, toy_data: Path, tmp_path_factory: pytest.Temp
     return out
 
 
+#: Backbones that read each other, objects beside the images, and a mixture of experts.
+WIRED = """\
+schema = 1
+name = "wired"
+task = "single-label"
+labels = ["bright", "dark"]
+
+[[backbones]]
+name = "r"
+architecture = "timm:test_resnet"
+
+[[backbones]]
+name = "s"
+architecture = "dual-encoding"
+reads = "r"
+
+[[backbones]]
+name = "g"
+architecture = "object-graph"
+reads = "r"
+options = { objects = "features", count = 6, features = 96 }
+
+[head]
+kind = "moe"
+features = ["r", "s", "g"]
+hidden = [16]
+weights = "head.safetensors"
+
+[fit]
+folds = 2
+epochs = 30
+learning_rate = 0.01
+loss = "bce"
+"""
+
+
+@pytest.fixture(scope="session")
+def wired_data(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The labelled photographs with their objects' features beside them."""
+    pytest.importorskip("torch", reason="the wired ensemble is built from torch networks")
+    from vsa_rt.export.stand_ins import stand_in
+
+    folder = tmp_path_factory.mktemp("wired-data") / "photographs"
+    shutil.copytree(toy_data, folder)
+    for path in sorted(folder.rglob("*.png")):
+        with Image.open(path) as picture:
+            rows = stand_in(picture.convert("RGB"), "objects", [6, 96])
+        np.save(path.with_suffix(".objects.npy"), rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wired_recipe(wired_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of a shared trunk, a signature and an object graph over seeded backbones, its head fitted."""
+    pytest.importorskip("timm", reason="the wired ensemble is built from timm networks")
+    from vsa_rt.pipeline.fit import FitOptions, fit
+    from vsa_rt.recipe_file import read_recipe
+
+    folder = tmp_path_factory.mktemp("wired")
+    path = folder / "wired.toml"
+    path.write_text(WIRED, encoding="utf-8")
+    options = FitOptions(cache=tmp_path_factory.mktemp("wired-features"), random_seed=7)
+    fit(read_recipe(path), folder, wired_data, folder / "head.safetensors", options)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wired_bundle(wired_recipe: Path, wired_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wired recipe built for every CPU target in every precision. Shared: leave it as it is."""
+    for library in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+        pytest.importorskip(library, reason=f"building the wired bundle needs {library}")
+    from vsa_rt.pipeline.build import BuildOptions, build
+
+    out = tmp_path_factory.mktemp("wired-bundle") / "wired"
+    head = {"head": wired_recipe.parent / "head.safetensors"}
+    build(str(wired_recipe), out, BuildOptions(data=wired_data, max_batch=4, random_seed=7, weights=head))
+    return out
+
+
 @pytest.fixture
 def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
     """The tiny bundle, this test's own."""

@@ -25,10 +25,10 @@ safetensors_torch = pytest.importorskip("safetensors.torch", reason=reason)
 from vsa_rt.export.backbones import load_backbone
 from vsa_rt.export.checkpoint import (
     load_weights,
-    read_checkpoint,
     timm_keys_from_efficientnet_pytorch,
 )
 from vsa_rt.export.ensemble import load_ensemble
+from vsa_rt.export.formats import read_checkpoint
 from vsa_rt.export.head import head_to_bytes, load_head, make_head
 
 State = dict[str, Any]

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from outcome import fails
 
 from vsa_rt.bundle import Bundle
@@ -15,6 +16,7 @@ from vsa_rt.bundle import Bundle
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["path", "label", "labels", "scores", "scores_kind", "error"]
+METRICS = ["accuracy", "weighted_f1", "micro_f1", "macro_f1"]
 COMMANDS = ["doctor", "recipes", "fit", "export", "build", "inspect", "run", "check"]
 
 
@@ -96,11 +98,12 @@ def test_fit_repeats_to_the_last_byte(
     assert len({out.read_bytes() for out in outs}) == 1
     assert len({out.with_suffix(".json").read_bytes() for out in outs}) == 1
     report = json.loads(outs[0].with_suffix(".json").read_text())
-    assert {
-        "recipe", "head", "data", "data_sha256", "photographs", "labels", "seed", "accuracy", "weighted_f1",
-        "accuracy_mean", "accuracy_std", "weighted_f1_mean", "weighted_f1_std", "confusion", "checkpoints",
+    assert set(report) == {
+        "recipe", "head", "task", "threshold", "data", "data_sha256", "photographs", "labels", "seed", "preset",
+        "split", "fold_files", "tested", "train_only", "label_accuracy", "confusion", "routing", "checkpoints",
         "head_sha256", "settings", "command", "versions",
-    } <= set(report)  # fmt: skip
+        *(f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_std")),
+    }  # fmt: skip
     assert str(tmp_path) not in outs[0].with_suffix(".json").read_text()
 
 
@@ -124,5 +127,64 @@ def test_fit_prints_folds_and_confusion_and_names_what_it_left_out(
     done = here("fit", tiny_recipe, "--data", data, "-o", tmp_path / "h.safetensors")
     assert done.returncode == 1
     assert "accuracy" in done.stdout
+    assert "2 folds (6, 6 photographs tested)" in done.stdout
+    assert "routing" not in done.stdout
     assert "bad.png" in done.stderr
     assert (tmp_path / "h.safetensors").is_file()
+
+
+@pytest.fixture
+def moe_recipe(tiny_recipe: Path, tmp_path: Path) -> Path:
+    """The tiny recipe with a mixture of experts."""
+    folder = Path(shutil.copytree(tiny_recipe.parent, tmp_path / "moe"))
+    text = tiny_recipe.read_text().replace('kind = "linear"', 'kind = "moe"\nhidden = [8]')
+    (folder / "moe.toml").write_text(text + 'preset = "smap2021-moe-2"\n')
+    return folder / "moe.toml"
+
+
+def test_a_mixtures_fit_repeats_in_another_process(
+    vsa: Cli, here: Cli, moe_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    outs = [tmp_path / f"{n}" / "head.safetensors" for n in range(2)]
+    for call, out in zip((here, vsa), outs, strict=True):
+        done = call("fit", moe_recipe, "--data", toy_data, "-o", out)
+        assert done.returncode == 0, done.stderr
+        assert "preset smap2021-moe-2" in done.stdout
+        assert "routing: mean weight of each gate / share of test photographs" in done.stdout
+        assert "expert 2" in done.stdout
+        assert "dummy" in done.stdout
+    assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert outs[0].with_suffix(".json").read_bytes() == outs[1].with_suffix(".json").read_bytes()
+
+
+def test_fit_takes_splits_presets_and_fold_files(
+    here: Cli, moe_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    out, fold = tmp_path / "h.safetensors", tmp_path / "one fold.txt"
+    fold.write_text("dark/coffee.png\nbright/china.png bright\n")
+    base = ["fit", moe_recipe, "--data", toy_data, "-o", out]
+    done = here(*base, "--split", "random", "--folds", "2", "--preset", "smap2021-moe-1")
+    assert "2 random splits that test 20%" in done.stdout
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert (report["split"], report["preset"], report["tested"]) == ("random", "smap2021-moe-1", [3, 3])
+    done = here(*base, "--fold-file", fold)
+    assert "1 given fold (2 photographs tested), 10 photographs never tested" in done.stdout
+    command = json.loads(out.with_suffix(".json").read_text())["command"]
+    assert "--fold-file 'one fold.txt'" in command
+    fold.write_text("dark/coffee.png bright\n")
+    fails(here(*base, "--fold-file", fold), 2, r"one fold\.txt, line 1: .* labelled bright here and dark")
+    fails(here(*base, "--fold-file", fold, "--folds", "2"), 2, "the files are the folds")
+    fails(here(*base, "--preset", "none"), 2, "mediaeval2021-3")
+
+
+def test_fit_of_several_labels_prints_them(
+    here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_recipe.parent, tmp_path / "several"))
+    text = tiny_recipe.read_text().replace('"binary"', '"multi-label"')
+    (folder / "several.toml").write_text(text)
+    done = here("fit", folder / "several.toml", "--data", toy_data, "-o", tmp_path / "h.safetensors")
+    assert done.returncode == 0, done.stderr
+    for words in ("weighted F1", "micro F1", "macro F1", "decided at scores above 0.5"):
+        assert words in done.stdout
+    assert "true \\ predicted" not in done.stdout

@@ -42,6 +42,29 @@ def test_a_table_beside_images(tmp_path: Path, picture: Picture) -> None:
     assert (dataset.labels, dataset.labelled, dataset.rejected) == (["glad", "sad"], True, [])
 
 
+def test_several_labels_of_one_photograph(tmp_path: Path, picture: Picture) -> None:
+    for name in "abcdefg":
+        picture(f"{name}.png")
+    table(
+        tmp_path,
+        "file,label\na.png,sad|glad\nb.png, sad | shy and calm \nc.png,|\nd.png,sad\n"
+        "e.png,sad|\nf.png,sad||glad\ng.png,sad|sad\n",
+    )
+    dataset = read_dataset(tmp_path)
+    assert {p.path.stem: p.labels for p in dataset.photographs} == {
+        "a": ("sad", "glad"), "b": ("sad", "shy and calm"), "c": (), "d": ("sad",)
+    }  # fmt: skip
+    assert [p.label for p in dataset.photographs] == [None, None, None, "sad"]
+    assert (dataset.labels, dataset.labelled) == (["glad", "sad", "shy and calm"], True)
+    assert [e.item[-6:] for e in dataset.rejected] == ["line 6", "line 7", "line 8"]
+    assert all("empty or repeated label" in e.reason for e in dataset.rejected)
+
+
+def test_a_folders_name_is_one_label_whatever_it_holds(tmp_path: Path, picture: Picture) -> None:
+    picture("sad|glad/a.png")
+    assert found(read_dataset(tmp_path), tmp_path) == {"sad|glad/a.png": "sad|glad"}
+
+
 def test_a_table_in_the_folder_of_the_images(tmp_path: Path, picture: Picture) -> None:
     picture("a.png")
     table(tmp_path, "label,more,file\nsad,1,a.png\n")

@@ -1,4 +1,4 @@
-"""``vsa-rt fit``: heads that learn, folds that are stratified, a cache that is never wrong."""
+"""``vsa-rt fit`` as a whole: what its report says, and a cache that is never wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vsa_rt.errors import CheckpointError, DatasetError, RecipeError, UsageError, VsaError
-from vsa_rt.recipe import Head, Recipe
+from vsa_rt.recipe import Recipe
 from vsa_rt.recipe_file import read_recipe
 
 for _name in ("torch", "timm", "sklearn", "safetensors"):
@@ -24,14 +24,8 @@ for _name in ("torch", "timm", "sklearn", "safetensors"):
 from vsa_rt.export import training
 from vsa_rt.pipeline import features as features_module
 from vsa_rt.pipeline import fit as module
+from vsa_rt.pipeline import metrics
 from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
-
-Floats = NDArray[np.float32]
-
-
-@pytest.fixture
-def recipe(tiny_recipe: Path) -> Recipe:
-    return read_recipe(tiny_recipe)
 
 
 @pytest.fixture
@@ -45,108 +39,12 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = features_module._compute
 
-    def compute(backbone: Any, *rest: Any) -> Any:
-        names.append(backbone.name)
-        return real(backbone, *rest)
+    def compute(trunk: Any, wanted: Any, *rest: Any) -> Any:
+        names.extend(wanted)
+        return real(trunk, wanted, *rest)
 
     monkeypatch.setattr(features_module, "_compute", compute)
     return names
-
-
-def toy(classes: int, each: int = 40, width: int = 6, seed: int = 0) -> tuple[Floats, NDArray[np.int64]]:
-    """Separable clouds, one per class, with wildly different scales per column."""
-    rng = np.random.default_rng(seed)
-    targets = np.arange(classes).repeat(each)
-    centres = rng.standard_normal((classes, width)) * 6
-    rows = (centres[targets] + rng.standard_normal((classes * each, width))) * 10.0 ** np.arange(
-        -3, width - 3
-    )
-    return rows.astype(np.float32), targets.astype(np.int64)
-
-
-@pytest.mark.parametrize("classes", [2, 3])
-def test_a_linear_head_learns_separable_clouds(recipe: Recipe, classes: int) -> None:
-    labels = ["a", "b", "c"][:classes]
-    task = "binary" if classes == 2 else "single-label"
-    wanted = msgspec.convert(msgspec.to_builtins(recipe) | {"labels": labels, "task": task}, Recipe)
-    rows, targets = toy(classes)
-    head = training.train_head(wanted, rows, targets, 0)
-    assert (training.predict(head, rows) == targets).all()
-    fresh, truth = toy(classes, seed=0)
-    assert (training.predict(head, fresh * 1.001) == truth).mean() > 0.95
-
-
-def test_a_linear_head_folds_its_standardisation_in(recipe: Recipe) -> None:
-    """Scores of the folded layer are scikit-learn's own probabilities."""
-    import torch
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    rows, targets = toy(2, each=15)
-    rows = rows + toy(2, each=15, seed=5)[0]
-    head = training.train_head(recipe, rows, targets, 0)
-    scaler = StandardScaler().fit(rows.astype(np.float64))
-    model = LogisticRegression(C=recipe.fit.regularisation, max_iter=10_000, tol=1e-8)
-    model.fit(scaler.transform(rows.astype(np.float64)), targets)
-    wanted = model.predict_proba(scaler.transform(rows.astype(np.float64)))
-    found = head(torch.from_numpy(rows)).softmax(1).numpy()
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
-
-
-def test_an_nn_head_learns_separable_clouds(recipe: Recipe) -> None:
-    head = Head(kind="nn", features=["small", "other"], hidden=[32], dropout=0.1)
-    settings = msgspec.structs.replace(recipe.fit, epochs=30, learning_rate=0.01)
-    wanted = msgspec.structs.replace(recipe, head=head, fit=settings)
-    rows, targets = toy(2)
-    rows = rows / rows.std(0)
-    trained = training.train_head(wanted, rows, targets, 0)
-    assert (training.predict(trained, rows) == targets).mean() > 0.97
-    assert not trained.training
-
-
-@pytest.mark.parametrize("kind", ["linear", "nn"])
-def test_training_repeats_to_the_last_bit_and_leaves_the_generators_alone(recipe: Recipe, kind: str) -> None:
-    import torch
-
-    head = Head(kind=kind, features=["small", "other"], hidden=[8])  # type: ignore[arg-type]
-    wanted = msgspec.structs.replace(recipe, head=head)
-    rows, targets = toy(2, each=10)
-    torch.manual_seed(7)
-    before, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    one, two = (training.train_head(wanted, rows, targets, 3).state_dict() for _ in range(2))
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
-    if kind == "nn":
-        other = training.train_head(wanted, rows, targets, 4).state_dict()
-        assert not all(torch.equal(one[k], other[k]) for k in one)
-
-
-def test_features_are_joined_in_the_heads_order_and_normed_one_by_one(recipe: Recipe) -> None:
-    parts = {"small": toy(2, width=3)[0] + 1, "other": toy(2, width=5, seed=1)[0] + 1}
-    head = msgspec.structs.replace(recipe.head, features=["other", "small"])
-    joined = training.join_features(msgspec.structs.replace(recipe, head=head), parts)
-    np.testing.assert_array_equal(joined, np.concatenate([parts["other"], parts["small"]], 1))
-    unit = msgspec.structs.replace(head, unit_norm=True)
-    joined = training.join_features(msgspec.structs.replace(recipe, head=unit), parts)
-    np.testing.assert_allclose(np.linalg.norm(joined[:, :5], axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(joined[:, 5:], axis=1), 1, atol=1e-5)
-
-
-def test_a_label_without_photographs_cannot_be_trained(recipe: Recipe) -> None:
-    rows, targets = toy(2)
-    with pytest.raises(RecipeError, match="bright"):
-        training.train_head(recipe, rows, targets * 0, 0)
-
-
-@pytest.mark.parametrize("task", ["multi-label", "distribution"])
-def test_a_task_that_is_not_trained_here_is_named(recipe: Recipe, task: str) -> None:
-    wanted = msgspec.convert(msgspec.to_builtins(recipe) | {"task": task}, Recipe)
-    with pytest.raises(RecipeError, match=task):
-        training.train_head(wanted, *toy(2), 0)
-
-
-# The whole fit
 
 
 def run(recipe_path: Path, data: Path, out: Path, **options: Any) -> FitReport:
@@ -155,18 +53,58 @@ def run(recipe_path: Path, data: Path, out: Path, **options: Any) -> FitReport:
     return report
 
 
+@pytest.fixture
+def variant(tiny_recipe: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The tiny recipe in a folder of its own, with some text replaced and settings added to its ``fit`` table."""
+
+    def make(*replaced: tuple[str, str], fit: str = "") -> Path:
+        folder = Path(shutil.copytree(tiny_recipe.parent, tmp_path / "variant"))
+        text = tiny_recipe.read_text(encoding="utf-8")
+        for old, new in replaced:
+            assert old in text
+            text = text.replace(old, new)
+        path = folder / "variant.toml"
+        path.write_text(text + fit, encoding="utf-8")
+        return path
+
+    return make
+
+
+MOE = ('kind = "linear"', 'kind = "moe"\nhidden = [8]\ndropout = 0.0')
+QUICK = "epochs = 40\nlearning_rate = 0.02\nbatch_size = 12\n"
+
+
+@pytest.fixture
+def several_data(toy_data: Path, tmp_path: Path) -> Path:
+    """The toy photographs in one table with several labels, or none, per photograph."""
+    folder = tmp_path / "several"
+    (folder / "images").mkdir(parents=True)
+    lines = ["file,label"]
+    for path in sorted(toy_data.rglob("*.png")):
+        name = f"{path.parent.name}_{path.name}"
+        shutil.copy(path, folder / "images" / name)
+        apply = ["bright"] if path.parent.name == "bright" else []
+        apply += ["drink"] if path.stem in ("coffee", "china", "chelsea") else []
+        lines.append(f"{name},{'|'.join(apply) or '|'}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def test_the_confusion_sums_to_every_photograph_once(
     tiny_recipe: Path, toy_data: Path, tmp_path: Path, cache: Path
 ) -> None:
     report = run(tiny_recipe, toy_data, tmp_path / "h.safetensors", cache=cache, folds=3)
-    confusion = np.array(report.confusion)
+    confusion, accuracy = np.array(report.confusion), report.accuracy or []
     assert confusion.sum(1).tolist() == [6, 6]
-    assert len(report.accuracy) == len(report.weighted_f1) == 3
+    assert len(accuracy) == len(report.weighted_f1) == 3
     assert report.accuracy_mean == pytest.approx(float(np.trace(confusion)) / 12)
-    assert report.accuracy_mean == pytest.approx(float(np.mean(report.accuracy)))
-    assert report.accuracy_std == pytest.approx(float(np.std(report.accuracy, ddof=1)))
-    assert report.accuracy_mean > 0.8
+    assert report.accuracy_mean == pytest.approx(float(np.mean(accuracy)))
+    assert report.accuracy_std == pytest.approx(float(np.std(accuracy, ddof=1)))
+    assert float(np.mean(accuracy)) > 0.8
     assert report.labels == ["dark", "bright"]
+    assert (report.split, report.tested, report.train_only) == ("folds", [4, 4, 4], 0)
+    other = (report.routing, report.micro_f1, report.macro_f1, report.label_accuracy, report.threshold)
+    assert other == (None,) * 5
 
 
 def test_every_fold_holds_every_label(
@@ -175,13 +113,140 @@ def test_every_fold_holds_every_label(
     seen: list[list[int]] = []
     real = training.train_head
 
-    def train(recipe: Recipe, features: Floats, targets: NDArray[np.int64], seed: int) -> Any:
+    def train(recipe: Recipe, features: Any, targets: NDArray[np.int64], seed: int) -> Any:
         seen.append(np.bincount(targets, minlength=2).tolist())
         return real(recipe, features, targets, seed)
 
+    monkeypatch.setattr(metrics, "train_head", train)
     monkeypatch.setattr(module, "train_head", train)
     run(tiny_recipe, toy_data, tmp_path / "h.safetensors", cache=cache, folds=3)
     assert seen == [[4, 4]] * 3 + [[6, 6]]
+
+
+# Heads, tasks and splits
+
+
+def test_a_mixture_repeats_to_the_last_byte_and_reports_its_routing(
+    variant: Callable[..., Path], toy_data: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = variant(MOE, fit=QUICK + "loss = 'bce'\n")
+    first, again = (
+        run(recipe, toy_data, tmp_path / name / "h.safetensors", cache=cache, seed=1) for name in "ab"
+    )
+    assert first == again
+    for suffix in ("safetensors", "json"):
+        assert len({(tmp_path / name / f"h.{suffix}").read_bytes() for name in "ab"}) == 1
+    assert first.accuracy_mean is not None
+    assert first.accuracy_mean > 0.8
+    assert first.routing is not None
+    assert [route.label for route in first.routing] == ["dark", "bright"]
+    for route in first.routing:
+        assert len(route.weight) == len(route.largest) == 3
+        assert sum(route.weight) == pytest.approx(1, abs=1e-6)
+        assert sum(route.largest) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", ["linear", "nn", "moe"])
+def test_several_labels_from_the_table_to_the_report(
+    variant: Callable[..., Path], several_data: Path, tmp_path: Path, cache: Path, kind: str
+) -> None:
+    labels = ('labels = ["dark", "bright"]', 'labels = ["drink", "bright"]\nthreshold = 0.4')
+    head = ('kind = "linear"', f'kind = "{kind}"\nhidden = [8]\ndropout = 0.0')
+    recipe = variant(('"binary"', '"multi-label"'), labels, head, fit=QUICK)
+    out = tmp_path / "h.safetensors"
+    report = run(recipe, several_data, out, cache=cache, folds=3)
+    assert (report.task, report.threshold) == ("multi-label", 0.4)
+    assert (report.accuracy, report.accuracy_mean, report.confusion) == (None, None, None)
+    assert report.micro_f1 is not None
+    assert report.macro_f1 is not None
+    assert len(report.weighted_f1) == len(report.micro_f1) == len(report.macro_f1) == 3
+    assert sum(report.tested) == 12
+    assert report.label_accuracy is not None
+    assert list(report.label_accuracy) == ["drink", "bright"]
+    assert report.label_accuracy["bright"] > 0.8
+    assert report.settings["fit"]["loss"] == "bce"  # type: ignore[index]
+    assert json.loads(out.with_suffix(".json").read_text())["label_accuracy"] == report.label_accuracy
+    assert (report.routing is not None) == (kind == "moe")
+
+
+def test_other_labels_are_other_data(
+    variant: Callable[..., Path], several_data: Path, tmp_path: Path, cache: Path
+) -> None:
+    labels = ('labels = ["dark", "bright"]', 'labels = ["drink", "bright"]')
+    recipe = variant(('"binary"', '"multi-label"'), labels)
+    table = several_data / "labels.csv"
+    first = run(recipe, several_data, tmp_path / "a.safetensors", cache=cache)
+    table.write_text(table.read_text().replace("bright_coffee.png,bright|drink", "bright_coffee.png,|"))
+    second = run(recipe, several_data, tmp_path / "b.safetensors", cache=cache)
+    assert first.data_sha256 != second.data_sha256
+    assert first.head_sha256 != second.head_sha256
+
+
+def test_random_splits_test_their_share_as_often_as_asked(
+    tiny_recipe: Path, toy_data: Path, tmp_path: Path, cache: Path
+) -> None:
+    out = tmp_path / "h.safetensors"
+    report = run(tiny_recipe, toy_data, out, cache=cache, split="random", folds=4)
+    assert (report.split, report.tested) == ("random", [3, 3, 3, 3])
+    assert np.array(report.confusion).sum() == 12
+    assert report.settings["fit"]["split"] == "random"  # type: ignore[index]
+    assert "--split random --folds 4" in report.command
+
+
+def test_given_folds_are_tested_as_given(
+    tiny_recipe: Path, toy_data: Path, tmp_path: Path, cache: Path
+) -> None:
+    one, two = tmp_path / "one.txt", tmp_path / "two.txt"
+    one.write_text("dark/coffee.png 0\nbright/coffee.png 1\nbright/china.png 1\n")
+    two.write_text("/elsewhere/dark/rocket.png\n")
+    out = tmp_path / "h.safetensors"
+    with pytest.raises(DatasetError, match=r"two\.txt, line 1: .*rocket.png' can be"):
+        run(tiny_recipe, toy_data, out, cache=cache, fold_files=[one, two])
+    two.write_text("dark/rocket.png dark\n")
+    report = run(tiny_recipe, toy_data, out, cache=cache, fold_files=[one, two])
+    assert (report.split, report.tested, report.train_only) == ("files", [3, 1], 8)
+    assert np.array(report.confusion).sum(1).tolist() == [2, 2]
+    assert [f["name"] for f in report.fold_files] == ["one.txt", "two.txt"]
+    assert report.fold_files[0]["sha256"] == hashlib.sha256(one.read_bytes()).hexdigest()
+    assert "--fold-file one.txt --fold-file two.txt" in report.command
+    single = run(tiny_recipe, toy_data, out, cache=cache, fold_files=[one])
+    assert len(single.weighted_f1) == 1
+    assert single.accuracy_std is single.weighted_f1_std is None
+
+
+def test_a_preset_replaces_the_recipes_schedule_and_leaves_its_splits(
+    variant: Callable[..., Path], toy_data: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = variant(MOE, fit="epochs = 7\nloss = 'nll'\nweight_decay = 0.5\n")
+    report = run(recipe, toy_data, tmp_path / "h.safetensors", cache=cache, preset="mediaeval2021-1")
+    settings: Any = report.settings["fit"]
+    assert report.preset == settings["preset"] == "mediaeval2021-1"
+    assert (settings["loss"], settings["epochs"], settings["batch_size"]) == ("cross-entropy", 300, 64)
+    assert (settings["weight_decay"], settings["step"], settings["factor"]) == (0.0, 70, 0.5)
+    assert (settings["folds"], settings["regularisation"]) == (2, 0.1)
+    assert "--preset mediaeval2021-1" in report.command
+
+
+def test_options_that_contradict_each_other_are_wrong_use(
+    tiny_recipe: Path, variant: Callable[..., Path], toy_data: Path, several_data: Path, tmp_path: Path
+) -> None:
+    def refused(recipe: Path, says: str, error: type[VsaError] = UsageError, **options: Any) -> None:
+        data = options.pop("data", toy_data)
+        with pytest.raises(error, match=says):
+            run(recipe, data, tmp_path / "h.safetensors", **options)
+        assert not (tmp_path / "h.safetensors").exists()
+
+    refused(tiny_recipe, "linear head is not trained by a schedule", preset="smap2021-nn")
+    refused(tiny_recipe, "--preset 'best': expected one of smap2021-nn, ", preset="best")
+    one = tmp_path / "one.txt"
+    one.write_text("dark/coffee.png\n")
+    refused(tiny_recipe, "the files are the folds", fold_files=[one], folds=3)
+    refused(tiny_recipe, "the files are the folds", fold_files=[one], split="random")
+    single = variant(('labels = ["dark", "bright"]', 'labels = ["drink", "bright"]'))
+    refused(single, "has .*; task binary wants exactly one label", DatasetError, data=several_data)
+
+
+# The report and the cache
 
 
 def test_the_report_beside_the_head_is_the_report(
@@ -234,14 +299,24 @@ def test_another_preprocessing_gets_features_of_its_own(
     run(tiny_recipe, toy_data, tmp_path / "a.safetensors", cache=cache)
     real: Any = getattr(module, "load_backbones")  # noqa: B009 - mypy: not exported there
     changes: list[Callable[[Any], Any]] = [
-        lambda b: dataclasses.replace(b, mean=(0.1, 0.2, 0.3)),
-        lambda b: dataclasses.replace(b, std=(0.1, 0.2, 0.3)),
-        lambda b: dataclasses.replace(b, resize=msgspec.structs.replace(b.resize, kernel="bilinear")),
-        lambda b: dataclasses.replace(b, resize=msgspec.structs.replace(b.resize, scale=200)),
+        lambda made: dataclasses.replace(made, mean=(0.1, 0.2, 0.3)),
+        lambda made: dataclasses.replace(made, std=(0.1, 0.2, 0.3)),
+        lambda made: dataclasses.replace(
+            made, resize=msgspec.structs.replace(made.resize, kernel="bilinear")
+        ),
+        lambda made: dataclasses.replace(made, resize=msgspec.structs.replace(made.resize, scale=200)),
     ]
+
+    def changed(change: Callable[[Any], Any]) -> Callable[..., Any]:
+        def load(*arguments: Any) -> Any:
+            first, second = real(*arguments)
+            return [dataclasses.replace(first, made=change(first.made)), second]
+
+        return load
+
     for change in changes:
         computed.clear()
-        monkeypatch.setattr(module, "load_backbones", lambda *a, c=change: [c(real(*a)[0]), real(*a)[1]])
+        monkeypatch.setattr(module, "load_backbones", changed(change))
         run(tiny_recipe, toy_data, tmp_path / "b.safetensors", cache=cache)
         assert computed == ["small"]
 

@@ -67,8 +67,10 @@ def test_a_shipped_recipe_is_valid(name: str) -> None:
     recipe = read_recipe(find_recipe(name))
     assert recipe.name == name
     assert recipe.summary
-    assert all(b.checkpoint.sha256 and b.checkpoint.obtain for b in recipe.backbones)
-    assert recipe.head.sha256
+    for entry in (b.checkpoint for b in recipe.backbones):
+        assert entry.obtain
+        assert bool(entry.path) == bool(entry.sha256)  # a file that is named is pinned
+    assert bool(recipe.head.weights) == bool(recipe.head.sha256)
 
 
 def test_the_quickstart_is_shipped() -> None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vsa_rt.contracts import Sentiment
+from vsa_rt.contracts import Item, Sentiment
 from vsa_rt.errors import ItemError, VsaError
 from vsa_rt.version import __version__
 
 if TYPE_CHECKING:
     from vsa_rt.runtime.load import load
 
-__all__ = ["ItemError", "Sentiment", "VsaError", "__version__", "load"]
+__all__ = ["Item", "ItemError", "Sentiment", "VsaError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

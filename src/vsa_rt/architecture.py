@@ -113,8 +113,11 @@ class Architecture:
 
     Attributes:
         reads: ``image``; ``features`` of another backbone; or ``objects`` that another backbone encodes.
-        formats: Checkpoint formats that its weights come in, the usual one first.
+        formats: Checkpoint formats that its weights come in, the usual one first. Each may also lie in a
+            safetensors file, with the published keys or the network's own.
         options: Their type.
+        exact: Whether its own arithmetic stays in float32 in lowered graphs: it cancels, so that rounding its
+            input would drown its output.
         summary: What it is, for people.
     """
 
@@ -122,6 +125,7 @@ class Architecture:
     formats: tuple[str, ...]
     options: type[Options] = NoOptions
     summary: str = ""
+    exact: bool = False
 
 
 #: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.backbones.MAKERS``.
@@ -129,28 +133,29 @@ ARCHITECTURES: dict[str, Architecture] = {
     TIMM: Architecture("image", ("timm", "efficientnet-pytorch"), summary="any network of timm"),
     "resnet152-v2": Architecture(
         "image",
-        ("mxnet", "vsa-rt"),
+        ("mxnet",),
         ResNet152V2Options,
         "pre-activation ResNet-152 on raw pixels (MXNet model zoo)",
     ),
     "inception-2015": Architecture(
-        "image", ("pytorch-fid", "vsa-rt"), summary="Inception-v3 of the TF graph of 2015-12-05, to pool_3"
+        "image", ("pytorch-fid",), summary="Inception-v3 of the TF graph of 2015-12-05, to pool_3"
     ),
     "youtube8m-pca": Architecture(
         "features",
-        ("youtube8m", "vsa-rt"),
+        ("youtube8m",),
         YouTube8MPcaOptions,
         "PCA with whitening of the YouTube-8M dataset",
+        exact=True,
     ),
     "shallow-cnn": Architecture(
-        "features", ("keras-arrays", "vsa-rt"), ShallowCnnOptions, "shallow CNN over a YouTube-8M feature"
+        "features", ("keras-arrays",), ShallowCnnOptions, "shallow CNN over a YouTube-8M feature"
     ),
     "dual-encoding": Architecture(
-        "features", ("dual-encoding", "vsa-rt"), DualEncodingOptions, "visual branch of dual encoding"
+        "features", ("dual-encoding",), DualEncodingOptions, "visual branch of dual encoding"
     ),
     "object-graph": Architecture(
         "objects",
-        ("object-graphs", "vsa-rt"),
+        ("object-graphs",),
         ObjectGraphOptions,
         "graph convolution over objects (ObjectGraphs)",
     ),

@@ -6,14 +6,31 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vsa_rt.contracts import Precision, Resample, Target
+from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import UsageError, VsaError
+from vsa_rt.options import (
+    AsJson,
+    BuildPrecision,
+    Data,
+    Format,
+    MaxBatch,
+    OnePrecision,
+    OneTarget,
+    RandomSeed,
+    ResampleOption,
+    Settings,
+    SplitKind,
+    Targets,
+    Weights,
+    settings_of,
+    targets_of,
+    weights_of,
+)
 from vsa_rt.version import __version__
 
 app = typer.Typer(
@@ -28,76 +45,6 @@ app = typer.Typer(
 
 #: A gate failed, or an item could not be processed.
 FAILED = 1
-
-
-class Format(str, Enum):
-    """How ``run`` prints."""
-
-    TABLE = "table"
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class BuildPrecision(str, Enum):
-    """What ``--precision`` takes."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Photographs for the gates; by default those that the export extra's packages ship."),
-]
-Weights = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=PATH", help="A file for a backbone, or for `head`, instead of the recipe's. Repeats."
-    ),
-]
-RandomSeed = Annotated[
-    int | None,
-    typer.Option(
-        metavar="SEED", help="Seeded random weights for all that --weights does not name; reports say so."
-    ),
-]
-MaxBatch = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=1024, help="Largest batch of one engine call; default 8, or what an export says."
-    ),
-]
-Targets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--target", metavar="BACKEND:DEVICE", help="Such as openvino:cpu. Repeats; commas accepted."
-    ),
-]
-OneTarget = Annotated[
-    str | None, typer.Option(metavar="BACKEND:DEVICE", help="Use this engine of the bundle.")
-]
-OnePrecision = Annotated[Precision | None, typer.Option(help="Use an engine of this precision.")]
-ResampleOption = Annotated[
-    Resample | None,
-    typer.Option(help="`exact` as the weights' own transform, or `fast`; default: the recipe's."),
-]
-
-
-def _pairs(entries: list[str] | None) -> dict[str, Path]:
-    pairs: dict[str, Path] = {}
-    for entry in entries or []:
-        name, equals, path = entry.partition("=")
-        if not equals or not name or not path:
-            raise UsageError(f"--weights {entry!r}: expected NAME=PATH")
-        pairs[name] = Path(path)
-    return pairs
-
-
-def _targets(entries: list[str] | None) -> list[Target]:
-    texts = [text for entry in entries or [] for text in entry.split(",") if text.strip()]
-    return list(dict.fromkeys(Target.parse(text) for text in texts))
 
 
 @contextmanager
@@ -178,37 +125,58 @@ def recipes(
 def fit(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")],
     data: Annotated[
-        Path, typer.Option(help="labels.csv (file,label) beside images/, or one folder per label.")
+        Path,
+        typer.Option(
+            help="labels.csv (file,label; several labels as a|b) beside images/, or one folder per label."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The head file, .safetensors; its report goes beside it.")
     ],
     seed: Annotated[int, typer.Option(min=0, help="Of folds, weights and order.")] = 0,
-    folds: Annotated[int | None, typer.Option(min=2, help="Instead of the recipe's.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A paper's schedule instead of the recipe's settings.")
+    ] = None,
+    split: Annotated[
+        SplitKind | None, typer.Option(help="Stratified folds or random splits, instead of the recipe's.")
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="How many of either. Instead of the recipe's.")
+    ] = None,
+    fold_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Test photographs of one given fold, one name a line. Repeats."),
+    ] = None,
     weights: Weights = None,
     random_weights: RandomSeed = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for features; default $XDG_CACHE_HOME/vsa-rt.")
     ] = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the recipe's head on the frozen features of labelled photographs."""
     from vsa_rt import render
     from vsa_rt.pipeline.fit import FitOptions
     from vsa_rt.pipeline.fit import fit as fit_head
-    from vsa_rt.recipe_file import find_recipe, read_recipe
+    from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
     path = find_recipe(recipe)
     with _progress() as progress:
         options = FitOptions(
             seed=seed,
+            preset=preset,
+            split=split.value if split else None,
             folds=folds,
-            weights=_pairs(weights),
+            fold_files=fold_file or [],
+            weights=weights_of(weights),
             random_seed=random_weights,
             cache=cache,
             progress=progress,
         )
-        report, rejected = fit_head(read_recipe(path), path.parent, data, out, options)
+        report, rejected = fit_head(
+            with_options(read_recipe(path), settings_of(settings)), path.parent, data, out, options
+        )
     render.fit(report, rejected, out, as_json)
     if rejected:
         raise typer.Exit(FAILED)
@@ -222,24 +190,27 @@ def export(
     weights: Weights = None,
     random_weights: RandomSeed = None,
     max_batch: MaxBatch = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Export checkpoints to one ONNX graph and compare it with PyTorch."""
     from vsa_rt import render
     from vsa_rt.pipeline.export import ExportOptions
     from vsa_rt.pipeline.export import export as export_recipe
-    from vsa_rt.recipe_file import find_recipe, read_recipe
+    from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
     path = find_recipe(recipe)
     with _progress() as progress:
         options = ExportOptions(
             data=data,
-            weights=_pairs(weights),
+            weights=weights_of(weights),
             random_seed=random_weights,
             max_batch=max_batch,
             progress=progress,
         )
-        manifest = export_recipe(read_recipe(path), path.parent, out, options)
+        manifest = export_recipe(
+            with_options(read_recipe(path), settings_of(settings)), path.parent, out, options
+        )
     render.manifest(manifest, out, as_json)
 
 
@@ -259,6 +230,7 @@ def build(
         Path | None, typer.Option(help="Labels and preprocessing of a bare ONNX file; else features only.")
     ] = None,
     max_batch: MaxBatch = None,
+    settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle: export, lower, compile, gate and measure."""
@@ -269,13 +241,14 @@ def build(
     with _progress() as progress:
         options = BuildOptions(
             data=data,
-            weights=_pairs(weights),
+            weights=weights_of(weights),
             random_seed=random_weights,
             max_batch=max_batch,
             progress=progress,
-            targets=_targets(target),
+            targets=targets_of(target),
             precision=None if precision is BuildPrecision.AUTO else Precision(precision.value),
             recipe=recipe,
+            settings=settings_of(settings),
         )
         manifest = build_bundle(source, out, options)
     render.manifest(manifest, out, as_json)
@@ -365,7 +338,7 @@ def check(
             target=Target.parse(target) if target else None,
             precision=precision,
             resample=resample,
-            weights=_pairs(weights),
+            weights=weights_of(weights),
             progress=progress,
         )
         if weights and data is None:

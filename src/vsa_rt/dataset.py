@@ -14,12 +14,26 @@ _IMAGE_SUFFIXES = frozenset(
 )
 
 
+#: Between the labels of one photograph in ``labels.csv``; alone, it says that no label applies.
+SEPARATOR = "|"
+
+
 @dataclass(frozen=True)
 class Photograph:
-    """One labelled file; ``label`` is ``None`` in a folder without labels."""
+    """One file and what is known of it.
+
+    Attributes:
+        path: The file.
+        labels: Those that apply, in the table's order; empty where none does; ``None`` in a folder without labels.
+    """
 
     path: Path
-    label: str | None
+    labels: tuple[str, ...] | None
+
+    @property
+    def label(self) -> str | None:
+        """The label of a photograph that has exactly one, else ``None``."""
+        return self.labels[0] if self.labels is not None and len(self.labels) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,27 @@ class Dataset:
     @property
     def labels(self) -> list[str]:
         """Labels that occur, sorted."""
-        return sorted({p.label for p in self.photographs if p.label is not None})
+        return sorted({label for p in self.photographs for label in p.labels or ()})
 
     @property
     def labelled(self) -> bool:
-        """Whether every photograph has a label."""
-        return bool(self.photographs) and all(p.label is not None for p in self.photographs)
+        """Whether it is known of every photograph which labels apply."""
+        return bool(self.photographs) and all(p.labels is not None for p in self.photographs)
+
+
+def read_labels(text: str) -> tuple[str, ...] | None:
+    """The labels of one photograph as a table spells them.
+
+    Args:
+        text: One label, several separated by ``|``, or ``|`` alone where no label applies.
+
+    Returns:
+        The labels, in order; ``None`` if one of them is empty or stands there twice.
+    """
+    if text.strip() == SEPARATOR:
+        return ()
+    labels = tuple(part.strip() for part in text.split(SEPARATOR))
+    return labels if all(labels) and len(set(labels)) == len(labels) else None
 
 
 def _from_csv(folder: Path) -> Dataset:
@@ -56,11 +85,16 @@ def _from_csv(folder: Path) -> Dataset:
             if not rows.fieldnames or not {"file", "label"} <= set(rows.fieldnames):
                 raise DatasetError(f"{table}: expected the columns file,label; got {rows.fieldnames}")
             for number, row in enumerate(rows, start=2):
-                name, label = (row["file"] or "").strip(), (row["label"] or "").strip()
+                name, text = (row["file"] or "").strip(), (row["label"] or "").strip()
+                labels = read_labels(text)
                 entry = f"{table}, line {number}"
                 path = contained(images, name) if name else None
-                if not name or not label:
-                    rejected.append(ItemError(entry, "a file and a label are expected"))
+                if not name or not text:
+                    reason = f"a file and a label are expected; {SEPARATOR} alone says that no label applies"
+                    rejected.append(ItemError(entry, reason))
+                elif labels is None:
+                    reason = f"{text!r}: an empty or repeated label; expected such as joy{SEPARATOR}surprise"
+                    rejected.append(ItemError(entry, reason))
                 elif path is None:
                     rejected.append(ItemError(entry, f"{name!r} leaves the folder {images}"))
                 elif not is_file(path):
@@ -68,7 +102,7 @@ def _from_csv(folder: Path) -> Dataset:
                 elif path in photographs:
                     rejected.append(ItemError(entry, f"{name!r} is listed twice; the first line counts"))
                 else:
-                    photographs[path] = Photograph(path, label)
+                    photographs[path] = Photograph(path, labels)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{table}: cannot be read: {error}") from error
     return Dataset([photographs[p] for p in sorted(photographs)], rejected)
@@ -85,7 +119,7 @@ def _images_below(folder: Path, root: Path, label: str | None) -> tuple[list[Pho
         if inside is None:
             rejected.append(ItemError(str(path), f"the link leaves the folder {root} or loops"))
         elif is_file(inside):
-            photographs.append(Photograph(path, label))
+            photographs.append(Photograph(path, None if label is None else (label,)))
         elif path.is_symlink():
             rejected.append(ItemError(str(path), "the link leads nowhere"))
     return photographs, rejected
@@ -95,8 +129,9 @@ def read_dataset(folder: Path) -> Dataset:
     """Read a folder of photographs.
 
     Args:
-        folder: With ``labels.csv`` (columns ``file,label``; files relative to ``images/`` or to the folder),
-            or with one sub-folder per label, or with photographs alone (no labels then).
+        folder: With ``labels.csv`` (columns ``file,label``; files relative to ``images/`` or to the folder;
+            several labels of one file in one cell, separated by ``|``, and ``|`` alone where none applies), or
+            with one sub-folder per label, or with photographs alone (no labels then).
 
     Returns:
         The photographs, sorted by path, and the rejected entries.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task
+from vsa_rt.contracts import Precision, Resample, ResizeSpec, ScoresKind, Target, Task
 from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.recipe import Recipe
 from vsa_rt.recipe_rules import check_recipe
@@ -35,14 +35,16 @@ class InputRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         name: The tensor's name.
         dtype: ``uint8`` for an image input (NHWC, RGB, final size).
         shape: Without the batch axis.
-        resize: How the host makes it from an image; ``None`` in a features-only bundle, which takes ready
-            tensors alone.
+        resize: How the host makes it from an image; ``None`` for a ready tensor.
+        rows: A ready tensor of which fewer rows may be given; zeros fill the rest. It lies beside the image, as
+            ``photo.NAME.npy``. Without it, a ready tensor can only be passed to ``infer``.
     """
 
     name: str
     dtype: str
     shape: list[int]
     resize: ResizeSpec | None = None
+    rows: bool = False
 
 
 class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -154,6 +156,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         inputs: In the graph's order.
         taps: In the graph's order.
         threshold: Multi-label: the score above which a label is given.
+        scores_kind: What kind of numbers the scores are.
         resample: How the host resizes unless told otherwise.
         max_batch: Largest batch of one engine call.
         checkpoints: Backbone name, or ``head``, to its weights.
@@ -174,6 +177,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     labels: list[str]
     task: Task
     threshold: float
+    scores_kind: ScoresKind
     resample: Resample
     inputs: list[InputRecord]
     taps: list[TapRecord]
@@ -212,6 +216,8 @@ def _check_tensors(manifest: Manifest) -> str:
         if record.dtype not in _DTYPES or not record.shape or min(record.shape) < 1:
             return f"input {record.name!r} is {record.dtype} {record.shape}"
         resize = record.resize
+        if record.rows and (resize is not None or record.dtype != "float32" or len(record.shape) != 2):
+            return f"input {record.name!r} has rows, but is {record.dtype} {record.shape}"
         if resize is not None and record.shape != [resize.height, resize.width, 3]:
             return f"input {record.name!r} has shape {record.shape}, its resize gives {resize.height} x {resize.width}"
         if math.prod(record.shape) > MAX_ELEMENTS:

@@ -212,20 +212,26 @@ def upstream(backbone: Backbone) -> str:
 
 
 def needed_backbones(recipe: Recipe) -> list[Backbone]:
-    """The backbones that the head's features need, each one after what it reads.
+    """The backbones that the head's features need, in the recipe's order but each one after what it reads.
 
     A backbone that is only named as the maker of ready tensors is not among them.
     """
     by_name = {b.name: b for b in recipe.backbones}
+    needed: set[str] = set()
+    waiting = list(recipe.head.features)
+    while waiting:
+        name = waiting.pop()
+        if name and name not in needed:
+            needed.add(name)
+            waiting.append(upstream(by_name[name]))
     found: dict[str, Backbone] = {}
 
     def visit(name: str) -> None:
-        if name not in found:
-            before = upstream(by_name[name])
-            if before:
-                visit(before)
+        if name and name not in found:
+            visit(upstream(by_name[name]))
             found[name] = by_name[name]
 
-    for name in recipe.head.features:
-        visit(name)
+    for backbone in recipe.backbones:
+        if backbone.name in needed:
+            visit(backbone.name)
     return list(found.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,39 @@ def read_recipe(path: Path) -> Recipe:
     except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from error
     return check_recipe(recipe, str(path))
+
+
+def _value(text: str) -> str | int | float | bool:
+    """A number, true or false, else the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def with_options(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
+    """The recipe with other options of its backbones.
+
+    Args:
+        recipe: A checked one.
+        settings: ``BACKBONE.OPTION`` to the text of its value.
+
+    Raises:
+        RecipeError: No such backbone, no such option, or a value that does not fit.
+    """
+    if not settings:
+        return recipe
+    by_name = {b.name: b for b in recipe.backbones}
+    for key, text in settings.items():
+        name, _, option = key.partition(".")
+        if name not in by_name:
+            raise RecipeError(f"--set {key}: no backbone {name!r}; there are {', '.join(by_name)}")
+        backbone = by_name[name]
+        options = backbone.options | {option: _value(text)}
+        by_name[name] = msgspec.structs.replace(backbone, options=options)
+    changed = msgspec.structs.replace(recipe, backbones=list(by_name.values()))
+    return check_recipe(changed, "--set")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vsa_rt.contracts import scores_kind
 from vsa_rt.errors import needs
 from vsa_rt.manifest import InputRecord, Manifest
 from vsa_rt.pipeline.export import GRAPH, new_manifest, write_golden
@@ -60,7 +61,7 @@ def adopt_into(
     executor = GraphExecutor(graph)
     why = f"built from {path.name}, not from checkpoints"
     reference = Reference("onnx", why, purpose.labels, pillow_prepare(specs), executor.run)
-    if specs:
+    if all(i.resize is not None or i.rows for i in purpose.inputs):
         judged = run_reference(reference, purpose.inputs, gate_photographs(data))
     else:
         judged = _ready_batch(purpose.inputs, executor.run)
@@ -70,6 +71,7 @@ def adopt_into(
         labels=purpose.labels,
         task=purpose.task,
         threshold=purpose.threshold,
+        kind=purpose.scores_kind or scores_kind(purpose.task),
         resample=purpose.resample,
         inputs=purpose.inputs,
         taps=purpose.taps,

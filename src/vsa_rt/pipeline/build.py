@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from vsa_rt.architecture import ARCHITECTURES, family_of
 from vsa_rt.bench import clock
 from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
 from vsa_rt.contracts import Precision, Target
@@ -27,10 +29,12 @@ from vsa_rt.pipeline.export import (
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import find_reference
-from vsa_rt.recipe_file import find_recipe, read_recipe
+from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
-#: Rounds of the interleaved measurement that ranks the engines.
-ROUNDS = 15
+#: Rounds of the interleaved measurement that ranks the engines: at most, and at least however long they take.
+ROUNDS, FEWEST_ROUNDS = 15, 3
+#: What they may take together for one batch size, in seconds.
+_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class BuildOptions(ExportOptions):
         targets: Where engines shall run; empty for every target that is usable here.
         precision: Only this one; ``None`` for every precision of each target.
         recipe: Labels and preprocessing of a bare ONNX file.
+        settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
     """
 
     targets: list[Target] = field(default_factory=list)
     precision: Precision | None = None
     recipe: Path | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,11 @@ class _Candidate:
 
 @dataclass(frozen=True)
 class _Built:
-    """A candidate whose engine is there and open."""
+    """A candidate whose engine is there and was judged."""
 
     candidate: _Candidate
     files: list[str]
-    session: Session
+    achieved: float | None
     gate: GateRecord
 
 
@@ -128,11 +134,22 @@ class _Lowered:
 
             source = graph_from_bytes((self.folder / GRAPH).read_bytes(), GRAPH)
             trunk = [t.name for t in self.manifest.taps if t.kind == "backbone"]
-            lowered = lower(source, precision, trunk).SerializeToString()
+            lowered = lower(source, precision, trunk, self._exact(trunk)).SerializeToString()
+            del source
             name = f"graph.{precision}.onnx"
             (self.folder / name).write_bytes(lowered)
             self.names[precision] = name
         return (self.folder / self.names[precision]).read_bytes()
+
+    def _exact(self, trunk: list[str]) -> dict[str, str]:
+        """Taps whose own arithmetic stays in float32, each with the tap that it reads."""
+        recipe = self.manifest.recipe
+        backbones = recipe.backbones if recipe is not None else []
+        return {
+            b.name: b.reads
+            for b in backbones
+            if ARCHITECTURES[family_of(b.architecture)].exact and {b.name, b.reads} <= set(trunk)
+        }
 
     def records(self) -> list[GraphRecord]:
         """What the manifest says about them, FP32 first."""
@@ -140,34 +157,45 @@ class _Lowered:
         return [GraphRecord(path=name, precision=str(p), opset=opset) for p, name in self.names.items()]
 
 
-def _compile(
-    folder: Path, candidate: _Candidate, graph: bytes, manifest: Manifest
-) -> tuple[list[str], Session]:
-    """Build one engine and open it."""
+def _compile(folder: Path, candidate: _Candidate, graph: bytes, manifest: Manifest) -> list[str]:
+    """Build one engine; gives its files."""
     engine_folder = folder / candidate.folder
     engine_folder.mkdir(parents=True)
     backend = table.backend(candidate.target.backend)
     names = backend.build(graph, engine_folder, candidate.target.device, manifest.max_batch)
-    session = backend.open(
-        [(engine_folder / name).read_bytes() for name in names],
+    return [f"{candidate.folder}/{name}" for name in names]
+
+
+def _open(folder: Path, candidate: _Candidate, files: list[str], manifest: Manifest) -> Session:
+    return table.backend(candidate.target.backend).open(
+        [(folder / name).read_bytes() for name in files],
         input_specs(manifest),
         output_specs(manifest),
         OpenOptions(max_batch=manifest.max_batch, threads=usable_cores()),
     )
-    return [f"{candidate.folder}/{name}" for name in names], session
 
 
-def _measure(built: list[_Built], max_batch: int, judged: Judged) -> dict[str, dict[str, float]]:
+def _measure(
+    folder: Path, built: list[_Built], manifest: Manifest, judged: Judged
+) -> dict[str, dict[str, float]]:
     """Median latency in ms by candidate and batch, every candidate interleaved with the others, on photographs."""
     found: dict[str, dict[str, float]] = {str(b.candidate): {} for b in built}
     photographs = judged[0][0].candidate
-    for batch in sorted({1, max_batch}):
+    sessions = {str(b.candidate): _open(folder, b.candidate, b.files, manifest) for b in built}
+    for batch in sorted({1, manifest.max_batch}):
         inputs = {
             n: np.ascontiguousarray(np.resize(a, (batch, *a.shape[1:]))) for n, a in photographs.items()
         }
-        calls = {str(b.candidate): (lambda slot=b.session.slots[0], i=inputs: slot.run(i)) for b in built}
-        for name, samples in clock.measure(calls, ROUNDS).items():
+        calls = {name: partial(session.slots[0].run, inputs) for name, session in sessions.items()}
+        for call in calls.values():
+            call()  # engines are compiled for a batch size at its first call
+        # Each sample follows an untimed call of its own.
+        once = 2 * sum(clock.single(call) for call in calls.values())
+        rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(_SECONDS / once)))
+        for name, samples in clock.measure(calls, rounds, warm_up=1).items():
             found[name][str(batch)] = round(clock.median_ms(samples), 3)
+    for session in sessions.values():
+        session.close()
     return found
 
 
@@ -176,6 +204,8 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
     path = Path(source)
     if path.suffix != ".onnx" and options.recipe:
         raise UsageError("--recipe: only a MODEL.onnx needs one")
+    if options.settings and (path.suffix == ".onnx" or (path / MANIFEST).is_file()):
+        raise UsageError("--set: only a recipe has options; what is exported is as it is")
     if (path / MANIFEST).is_file():
         if options.random_seed is not None:
             raise UsageError("--random-weights: the bundle has its weights already")
@@ -202,7 +232,8 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
         return adopt_into(folder, path, options.recipe, options.max_batch or DEFAULT_BATCH, options.data)
     else:
         recipe_path = find_recipe(source)
-        return export_into(folder, read_recipe(recipe_path), recipe_path.parent, options)
+        recipe = with_options(read_recipe(recipe_path), options.settings)
+        return export_into(folder, recipe, recipe_path.parent, options)
     options.progress(f"running the {reference.name} reference on photographs")
     return manifest, reference, run_reference(reference, manifest.inputs, gate_photographs(options.data))
 
@@ -225,7 +256,8 @@ def _engines(
     for candidate in candidates:
         options.progress(f"building {candidate}")
         try:
-            files, session = _compile(folder, candidate, lowered.graph(candidate.precision), manifest)
+            files = _compile(folder, candidate, lowered.graph(candidate.precision), manifest)
+            session = _open(folder, candidate, files, manifest)
         except (EnvironmentUnusable, UsageError) as error:
             if options.targets or options.precision:
                 raise
@@ -235,7 +267,9 @@ def _engines(
         options.progress(f"gate: {candidate} against {reference.name}")
         comparison = comparison_of(str(candidate), reference, manifest, candidate.precision)
         parity = judge(comparison, judged, session.slots[0].run, manifest.max_batch)
-        built.append(_Built(candidate, files, session, record_of(parity)))
+        built.append(_Built(candidate, files, session.achieved, record_of(parity)))
+        # An engine may hold its weights once per batch size: one at a time.
+        session.close()
     if not built:
         raise EnvironmentUnusable(f"no engine could be built: {'; '.join(r.reason for r in rejected)}")
     return built, rejected
@@ -254,7 +288,6 @@ def _drop_failed(
         reasons = " | ".join(f"{b.candidate}: {'; '.join(b.gate.reasons)}" for b in failed)
         raise GateError(f"failed parity: {reasons}")
     for b in failed:
-        b.session.close()
         shutil.rmtree(folder / b.candidate.folder)
     rejections = [b.candidate.rejected(f"failed parity: {'; '.join(b.gate.reasons)}") for b in failed]
     return [b for b in built if b.gate.passed], rejections
@@ -265,7 +298,7 @@ def _record(b: _Built, latency: dict[str, float]) -> EngineRecord:
     return EngineRecord(
         target=str(b.candidate.target),
         precision=str(b.candidate.precision),
-        achieved=b.session.achieved,
+        achieved=b.achieved,
         folder=b.candidate.folder,
         files=b.files,
         version=found.version,
@@ -295,15 +328,14 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
         manifest, reference, judged = _start(source, work, options)
         lowered = _Lowered(work, manifest)
         built, rejected = _engines(candidates, lowered, reference, judged, options)
+        del reference
         good, failed = _drop_failed(work, built, options)
         options.progress("measuring")
-        latency = _measure(good, manifest.max_batch, judged)
+        latency = _measure(work, good, manifest, judged)
         engines = sorted(
             (_record(b, latency[str(b.candidate)]) for b in good),
             key=lambda e: next(iter(e.latency_ms.values())),
         )
-        for b in good:
-            b.session.close()
         return seal_folder(
             work,
             msgspec.structs.replace(

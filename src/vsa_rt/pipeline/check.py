@@ -16,7 +16,16 @@ from vsa_rt.errors import BundleError, EnvironmentUnusable, ItemError, UsageErro
 from vsa_rt.golden import read_golden, read_labels
 from vsa_rt.manifest import EngineRecord
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.gate import Judged, Reference, Run, compare_batch, compare_sizes, comparison_of, judge
+from vsa_rt.pipeline.gate import (
+    Judged,
+    Reference,
+    Run,
+    compare_batch,
+    compare_sizes,
+    comparison_of,
+    decides,
+    judge,
+)
 from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs
 from vsa_rt.pipeline.reference import find_reference
 
@@ -31,7 +40,9 @@ class Check:
         parities: One per stage: the graph, then every engine that can run here.
         refused: Engine folder to the reason why it was not checked.
         rejected: Photographs that could not be read.
-        random_weights: Whether the bundle's weights are random, so that its labels decide nothing.
+        random_weights: Whether any of the bundle's weights are random.
+        decides: Whether the labels mean something: they do not with a random head.
+        stand_ins: Photographs without files of their ready tensors, which got stand-ins.
     """
 
     reference: str
@@ -40,6 +51,8 @@ class Check:
     refused: dict[str, str]
     rejected: list[ItemError]
     random_weights: bool
+    decides: bool
+    stand_ins: int = 0
 
     @property
     def passed(self) -> bool:
@@ -151,7 +164,13 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
         for s in stages
     ]
     return Check(
-        "golden", "no --data given: the bundle's own golden tensors", parities, refused, [], _random(bundle)
+        "golden",
+        "no --data given: the bundle's own golden tensors",
+        parities,
+        refused,
+        [],
+        _random(bundle),
+        decides(manifest),
     )
 
 
@@ -168,7 +187,7 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
         DatasetError: No photograph can be read.
     """
     manifest = bundle.manifest
-    if any(i.resize is None for i in manifest.inputs):
+    if any(i.resize is None and not i.rows for i in manifest.inputs):
         raise UsageError(
             f"{bundle.root}: takes ready tensors only; check it without --data, on its golden tensors"
         )
@@ -192,5 +211,12 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
         options.progress(f"compared {seen} of {len(dataset.photographs)} photographs")
     parities = [c.result() for c in comparisons]
     return Check(
-        reference.name, reference.why, parities, refused, dataset.rejected + feed.rejected, _random(bundle)
+        reference.name,
+        reference.why,
+        parities,
+        refused,
+        dataset.rejected + feed.rejected,
+        _random(bundle),
+        decides(manifest),
+        feed.stand_ins,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from vsa_rt.bundle import new_folder, seal_folder
-from vsa_rt.contracts import Precision, Resample, Task
+from vsa_rt.contracts import Precision, Resample, ScoresKind, Task, scores_kind
 from vsa_rt.errors import GateError, needs
 from vsa_rt.golden import golden_to_bytes
 from vsa_rt.manifest import (
@@ -85,6 +85,7 @@ def new_manifest(
     labels: list[str],
     task: Task,
     threshold: float,
+    kind: ScoresKind,
     resample: Resample,
     inputs: list[InputRecord],
     taps: list[TapRecord],
@@ -102,6 +103,7 @@ def new_manifest(
         labels=labels,
         task=task,
         threshold=threshold,
+        scores_kind=kind,
         resample=resample,
         inputs=inputs,
         taps=taps,
@@ -148,6 +150,7 @@ def export_into(
         labels=list(recipe.labels),
         task=recipe.task,
         threshold=recipe.threshold,
+        kind=scores_kind(recipe.task, recipe.head.kind),
         resample=recipe.resample,
         inputs=inputs,
         taps=taps,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 from vsa_rt.dataset import Dataset, Photograph
 from vsa_rt.errors import ItemError, needs
+from vsa_rt.manifest import InputRecord
 from vsa_rt.pipeline.export import Progress
+from vsa_rt.recipe import options_of
+from vsa_rt.runtime.companions import companion_path
 from vsa_rt.runtime.preprocess import Preprocessor
 
 with needs("export"):
@@ -23,9 +27,10 @@ with needs("export"):
     import torch
 
     from vsa_rt.export.backbones import LoadedBackbone
-    from vsa_rt.export.ensemble import Normalise
+    from vsa_rt.export.trunk import Trunk
 
 Features = NDArray[np.float32]
+#: Images that go through the networks together; one where each brings dozens of regions.
 _BATCH = 16
 
 
@@ -34,33 +39,19 @@ def _cache_folder(chosen: Path | None) -> Path:
     return chosen or (Path(base) if base else Path.home() / ".cache") / "vsa-rt"
 
 
-def data_key(photographs: Sequence[Photograph]) -> str:
-    """SHA-256 over the photographs' names, labels and bytes, in order."""
-    digest = hashlib.sha256()
-    for photograph in photographs:
-        digest.update(f"{photograph.path.name}\0{photograph.label}\0".encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
-    return digest.hexdigest()
+def _preprocessor(inputs: Sequence[InputRecord]) -> Preprocessor:
+    specs = {i.name: i.resize for i in inputs if i.resize is not None}
+    return Preprocessor(specs, rows={i.name: tuple(i.shape) for i in inputs if i.rows})
 
 
-def _backbone_key(backbone: LoadedBackbone, architecture: str, data: str) -> str:
-    parts = [
-        backbone.record.sha256,
-        architecture,
-        msgspec.json.encode(backbone.resize).decode(),
-        repr((backbone.mean, backbone.std)),
-        data,
-        torch.__version__,
-        timm.__version__,
-        PIL.__version__,
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _rows(inputs: Sequence[InputRecord], count: int) -> dict[str, NDArray[Any]]:
+    return {i.name: np.zeros((count, *i.shape), np.dtype(i.dtype)) for i in inputs}
 
 
-def readable(dataset: Dataset, backbones: list[LoadedBackbone]) -> tuple[list[Photograph], list[ItemError]]:
-    """Photographs that can be decoded and resized, and the errors of those that cannot."""
-    host = Preprocessor({b.name: b.resize for b in backbones})
-    rows = {b.name: np.empty((b.resize.height, b.resize.width, 3), np.uint8) for b in backbones}
+def readable(dataset: Dataset, inputs: Sequence[InputRecord]) -> tuple[list[Photograph], list[ItemError]]:
+    """Photographs of which every input can be made, and the errors of those that cannot."""
+    host = _preprocessor(inputs)
+    rows = {name: array[0] for name, array in _rows(inputs, 1).items()}
     good: list[Photograph] = []
     bad = list(dataset.rejected)
     for photograph in dataset.photographs:
@@ -73,21 +64,36 @@ def readable(dataset: Dataset, backbones: list[LoadedBackbone]) -> tuple[list[Ph
     return good, bad
 
 
-def _compute(backbone: LoadedBackbone, photographs: Sequence[Photograph], progress: Progress) -> Features:
-    """Features ``(N, D)`` in float32 by the torch network."""
-    host = Preprocessor({"image": backbone.resize})
-    normalise = Normalise(backbone.mean, backbone.std)
-    rows: list[Features] = []
-    size = (backbone.resize.height, backbone.resize.width, 3)
-    for start in range(0, len(photographs), _BATCH):
-        progress(f"{backbone.name}: features of {start} of {len(photographs)} photographs")
-        part = photographs[start : start + _BATCH]
-        pixels = np.empty((len(part), *size), np.uint8)
-        for row, photograph in enumerate(part):
-            host.write(photograph.path, {"image": pixels[row]}, item=str(photograph.path))
-        with torch.inference_mode():
-            rows.append(backbone.network(normalise(torch.from_numpy(pixels))).numpy())
-    return np.concatenate(rows)
+def data_key(photographs: Sequence[Photograph], inputs: Sequence[InputRecord] = ()) -> str:
+    """SHA-256 over the photographs' names, labels and bytes, and their ready tensors', in order."""
+    digest = hashlib.sha256()
+    names = [i.name for i in inputs if i.rows]
+    for photograph in photographs:
+        words = f"{photograph.path.name}\0{photograph.label}\0"
+        digest.update(words.encode("utf-8", "surrogateescape"))
+        digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
+        for name in names:
+            companion = companion_path(photograph.path, name)
+            digest.update(hashlib.sha256(companion.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _key(backbone: LoadedBackbone, read: str, data: str) -> str:
+    """What a backbone's features depend on; ``read`` is the key of the backbone that it reads."""
+    entry, made = backbone.entry, backbone.made
+    parts = [
+        backbone.record.sha256,
+        entry.architecture,
+        msgspec.json.encode(options_of(entry)).decode(),
+        msgspec.json.encode(made.resize).decode(),
+        repr((made.mean, made.std)),
+        read,
+        data,
+        torch.__version__,
+        timm.__version__,
+        PIL.__version__,
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -106,25 +112,6 @@ def write_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def backbone_features(
-    backbone: LoadedBackbone,
-    architecture: str,
-    photographs: Sequence[Photograph],
-    data: str,
-    cache: Path | None,
-    progress: Progress,
-) -> Features:
-    """Features from the cache, or computed and put there."""
-    path = _cache_folder(cache) / "features" / f"{_backbone_key(backbone, architecture, data)}.features"
-    stored = _read_cached(path, len(photographs) * backbone.width)
-    if stored is not None:
-        return stored.reshape(len(photographs), backbone.width)
-    found = np.ascontiguousarray(_compute(backbone, photographs, progress), np.float32)
-    values = found.tobytes()
-    write_whole(path, hashlib.sha256(values).digest() + values)
-    return found
-
-
 def _read_cached(path: Path, count: int) -> Features | None:
     """The values behind their SHA-256; ``None`` if they are absent or not what was written."""
     try:
@@ -135,3 +122,63 @@ def _read_cached(path: Path, count: int) -> Features | None:
     if hashlib.sha256(values).digest() != digest or len(values) != 4 * count:
         return None
     return np.frombuffer(values, np.float32)
+
+
+def _compute(
+    trunk: Trunk, names: Collection[str], photographs: Sequence[Photograph], progress: Progress
+) -> dict[str, Features]:
+    """Features ``(N, width)`` in float32 of these backbones and all that they need, by the torch networks."""
+    needed = trunk.needed_for(names)
+    host, size = _preprocessor(trunk.inputs), 1 if trunk.cuts_regions else _BATCH
+    parts: dict[str, list[Features]] = {name: [] for name in needed}
+    for start in range(0, len(photographs), size):
+        progress(f"{', '.join(names)}: features of {start} of {len(photographs)} photographs")
+        some = photographs[start : start + size]
+        rows = _rows(trunk.inputs, len(some))
+        for index, photograph in enumerate(some):
+            row = {name: array[index] for name, array in rows.items()}
+            host.write(photograph.path, row, item=str(photograph.path))
+        with torch.inference_mode():
+            found = trunk({name: torch.from_numpy(array) for name, array in rows.items()}, needed)
+        for name, values in found.items():
+            parts[name].append(values.numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def features_by_backbone(
+    trunk: Trunk,
+    names: Sequence[str],
+    photographs: Sequence[Photograph],
+    data: str,
+    cache: Path | None,
+    progress: Progress,
+) -> dict[str, Features]:
+    """Features ``(N, width)`` of backbones, from the cache where it has them; the rest is computed and put there.
+
+    Args:
+        trunk: The loaded backbones.
+        names: Those that are wanted.
+        photographs: All readable.
+        data: What ``data_key`` says of them.
+        cache: Folder; ``None`` for ``$XDG_CACHE_HOME/vsa-rt``.
+        progress: Told of every step.
+    """
+    folder = _cache_folder(cache) / "features"
+    keys: dict[str, str] = {}
+    for backbone in trunk.computed:
+        read = keys[trunk.same[backbone.reads]] if backbone.reads else ""
+        keys[backbone.name] = _key(backbone, read, data)
+    widths = {b.name: b.width for b in trunk.computed}
+    wanted = list(dict.fromkeys(trunk.same[name] for name in names))
+    found: dict[str, Features] = {}
+    for name in wanted:
+        stored = _read_cached(folder / f"{keys[name]}.features", len(photographs) * widths[name])
+        if stored is not None:
+            found[name] = stored.reshape(len(photographs), widths[name])
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        for name, features in _compute(trunk, missing, photographs, progress).items():
+            values = np.ascontiguousarray(features, np.float32).tobytes()
+            write_whole(folder / f"{keys[name]}.features", hashlib.sha256(values).digest() + values)
+            found[name] = features
+    return {name: found[trunk.same[name]] for name in names}

@@ -5,19 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.dataset import read_dataset
+from vsa_rt.contracts import Task
+from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.features import backbone_features, data_key, readable, write_whole
-from vsa_rt.recipe import Recipe
+from vsa_rt.pipeline.features import data_key, features_by_backbone, readable, write_whole
+from vsa_rt.pipeline.metrics import Routing, Series, evaluate
+from vsa_rt.pipeline.splits import Split, make_splits, read_fold_files
+from vsa_rt.recipe import Fit, Recipe
+from vsa_rt.recipe_rules import check_recipe
+from vsa_rt.schedules import PRESETS
 from vsa_rt.version import __version__
 
 with needs("export"):
@@ -25,14 +33,11 @@ with needs("export"):
     import sklearn
     import timm
     import torch
-    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-    from sklearn.model_selection import StratifiedKFold
 
     from vsa_rt.export.ensemble import load_backbones
     from vsa_rt.export.head import check_labels, head_to_bytes
-    from vsa_rt.export.training import join_features, predict, train_head
-
-Features = NDArray[np.float32]
+    from vsa_rt.export.training import join_features, train_head
+    from vsa_rt.export.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ class FitOptions:
 
     Attributes:
         seed: Of folds, weights and order.
+        preset: A paper's schedule instead of the recipe's.
+        split: Instead of the recipe's.
         folds: Instead of the recipe's.
+        fold_files: Each lists one fold's test photographs; instead of ``split`` and ``folds``.
         weights: Backbone name to a file to use instead of the recipe's.
         random_seed: Seeded backbones.
         cache: Folder for features; ``None`` for ``$XDG_CACHE_HOME/vsa-rt``.
@@ -49,7 +57,10 @@ class FitOptions:
     """
 
     seed: int = 0
+    preset: str | None = None
+    split: Literal["folds", "random"] | None = None
     folds: int | None = None
+    fold_files: Sequence[Path] = ()
     weights: dict[str, Path] = field(default_factory=dict)
     random_seed: int | None = None
     cache: Path | None = None
@@ -60,42 +71,74 @@ class FitOptions:
 class FitReport:
     """What the folds showed.
 
+    A metric that does not fit the task or the head is ``None``; so is the deviation of a single fold.
+
     Attributes:
         recipe: Name of the recipe.
         head: Kind of the head.
+        task: What the scores mean.
+        threshold: Multi-label: the score above which a label is given.
         data: Name of the folder.
         data_sha256: Over the files' bytes and labels, in order.
         photographs: How many were used.
         labels: In the order of the scores.
         seed: Of everything.
+        preset: The schedule's name; empty for none.
+        split: ``folds``, ``random`` or ``files``.
+        fold_files: Name and SHA-256 of each given fold.
+        tested: Test photographs per fold.
+        train_only: Photographs that no fold tested.
         accuracy: Per fold.
         weighted_f1: Per fold.
+        micro_f1: Per fold; multi-label.
+        macro_f1: Per fold; multi-label.
         accuracy_mean: Over the folds.
         accuracy_std: Sample standard deviation over the folds.
         weighted_f1_mean: Over the folds.
         weighted_f1_std: Sample standard deviation over the folds.
+        micro_f1_mean: Over the folds.
+        micro_f1_std: Sample standard deviation over the folds.
+        macro_f1_mean: Over the folds.
+        macro_f1_std: Sample standard deviation over the folds.
+        label_accuracy: Multi-label: label to the share of right decisions over the folds' test parts.
         confusion: Summed over the folds' test parts: rows true, columns predicted, in the labels' order.
+        routing: Mixture of experts: per label, how its gates share the decision over the folds' test parts.
         checkpoints: Backbone name to the SHA-256 of its weights.
         head_sha256: Of the head file, trained on all photographs.
-        settings: The recipe's ``fit`` and ``head`` tables.
+        settings: The ``fit`` and ``head`` tables that were in effect.
         command: What repeats it.
         versions: Of the libraries that computed it.
     """
 
     recipe: str
     head: str
+    task: str
+    threshold: float | None
     data: str
     data_sha256: str
     photographs: int
     labels: list[str]
     seed: int
-    accuracy: list[float]
+    preset: str
+    split: str
+    fold_files: list[dict[str, str]]
+    tested: list[int]
+    train_only: int
+    accuracy: list[float] | None
     weighted_f1: list[float]
-    accuracy_mean: float
-    accuracy_std: float
+    micro_f1: list[float] | None
+    macro_f1: list[float] | None
+    accuracy_mean: float | None
+    accuracy_std: float | None
     weighted_f1_mean: float
-    weighted_f1_std: float
-    confusion: list[list[int]]
+    weighted_f1_std: float | None
+    micro_f1_mean: float | None
+    micro_f1_std: float | None
+    macro_f1_mean: float | None
+    macro_f1_std: float | None
+    label_accuracy: dict[str, float] | None
+    confusion: list[list[int]] | None
+    routing: list[Routing] | None
     checkpoints: dict[str, str]
     head_sha256: str
     settings: dict[str, object]
@@ -103,24 +146,54 @@ class FitReport:
     versions: dict[str, str]
 
 
-def _cross_validate(
-    recipe: Recipe, features: Features, targets: NDArray[np.int64], options: FitOptions
-) -> tuple[list[float], list[float], NDArray[np.int64]]:
-    """Accuracy and weighted F1 per fold, and the summed confusion matrix."""
-    folds = options.folds or recipe.fit.folds
-    fewest = int(np.bincount(targets, minlength=len(recipe.labels)).min())
-    if fewest < folds:
-        raise DatasetError(f"{folds} folds need {folds} photographs of every label; one label has {fewest}")
-    accuracy, weighted = [], []
-    confusion = np.zeros((len(recipe.labels),) * 2, np.int64)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=options.seed)
-    for number, (train, test) in enumerate(splitter.split(features, targets)):
-        options.progress(f"fold {number + 1} of {folds}")
-        said = predict(train_head(recipe, features[train], targets[train], options.seed), features[test])
-        accuracy.append(float(accuracy_score(targets[test], said)))
-        weighted.append(float(f1_score(targets[test], said, average="weighted")))
-        confusion += confusion_matrix(targets[test], said, labels=range(len(recipe.labels)))
-    return accuracy, weighted, confusion
+def _in_effect(recipe: Recipe, options: FitOptions) -> Recipe:
+    """The recipe with the settings that the options change.
+
+    Raises:
+        UsageError: A preset is unknown or trains nothing, or fold files meet another split.
+        RecipeError: The settings do not fit the recipe.
+    """
+    fit = recipe.fit
+    if options.preset is not None:
+        if options.preset not in PRESETS:
+            raise UsageError(f"--preset {options.preset!r}: expected one of {', '.join(PRESETS)}")
+        if recipe.head.kind == "linear":
+            raise UsageError("--preset: a linear head is not trained by a schedule; kinds nn and moe are")
+        # Nothing of the recipe's own schedule stays: a preset that is silent on a key means the default.
+        kept = {key: getattr(fit, key) for key in ("split", "folds", "test", "regularisation")}
+        fit = msgspec.convert(kept | PRESETS[options.preset] | {"preset": options.preset}, Fit)
+    if options.fold_files and (options.split is not None or options.folds is not None):
+        raise UsageError("--fold-file: the files are the folds; leave out --split and --folds")
+    if options.split is not None:
+        fit = msgspec.structs.replace(fit, split=options.split)
+    if options.folds is not None:
+        fit = msgspec.structs.replace(fit, folds=options.folds)
+    if recipe.task is Task.MULTI_LABEL:
+        fit = msgspec.structs.replace(fit, loss="bce")
+    return check_recipe(msgspec.structs.replace(recipe, fit=fit), recipe.name)
+
+
+def _targets(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.int64]:
+    """``(N,)`` indices into the labels; ``(N, C)`` of 0 and 1 for multi-label tasks.
+
+    Raises:
+        DatasetError: A photograph has no label or several, and the task wants one.
+    """
+    if recipe.task is Task.MULTI_LABEL:
+        rows = [[name in (p.labels or ()) for name in recipe.labels] for p in photographs]
+        return np.array(rows, np.int64)
+    for photograph in photographs:
+        if photograph.label is None:
+            has = ", ".join(photograph.labels or ()) or "no label"
+            raise DatasetError(f"{photograph.path}: has {has}; task {recipe.task} wants exactly one label")
+    return np.array([recipe.labels.index(p.label or "") for p in photographs], np.int64)
+
+
+def _with_labels(key: str, photographs: Sequence[Photograph]) -> str:
+    """The data's SHA-256, several labels of one photograph included."""
+    if all(p.label is not None for p in photographs):
+        return key
+    return hashlib.sha256(f"{key}\n{json.dumps([p.labels for p in photographs])}".encode()).hexdigest()
 
 
 def _check_out(out: Path) -> None:
@@ -143,26 +216,51 @@ def _check_out(out: Path) -> None:
 
 def _command(recipe: Recipe, data: Path, out: Path, options: FitOptions) -> str:
     """What repeats the fit, without the places of this machine."""
-    words = [
-        "vsa-rt fit",
-        recipe.name,
-        "--data",
-        data.resolve().name,
-        "-o",
-        out.name,
-        "--seed",
-        str(options.seed),
-    ]
-    words += ["--folds", str(options.folds)] if options.folds else []
-    words += [f"--weights {name}={path.name}" for name, path in options.weights.items()]
+    words = ["vsa-rt", "fit", recipe.name, "--data", data.resolve().name, "-o", out.name]
+    words += ["--seed", str(options.seed)]
+    words += ["--preset", options.preset] if options.preset is not None else []
+    words += ["--split", options.split] if options.split is not None else []
+    words += ["--folds", str(options.folds)] if options.folds is not None else []
+    words += [word for path in options.fold_files for word in ("--fold-file", path.name)]
+    words += [w for name, path in options.weights.items() for w in ("--weights", f"{name}={path.name}")]
     words += ["--random-weights", str(options.random_seed)] if options.random_seed is not None else []
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _head_settings(recipe: Recipe) -> dict[str, object]:
     """What decides the training; where an earlier head lies does not."""
     settings: dict[str, object] = msgspec.to_builtins(recipe.head)
     return {k: v for k, v in settings.items() if k not in ("weights", "sha256")}
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that compute a head."""
+    return {
+        "vsa-rt": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+        "timm": timm.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def _folds(series: Series | None) -> list[float] | None:
+    return None if series is None else series.folds
+
+
+def _mean(series: Series | None) -> float | None:
+    return None if series is None else series.mean
+
+
+def _std(series: Series | None) -> float | None:
+    return None if series is None else series.std
+
+
+def _tested(splits: Sequence[Split]) -> int:
+    """Photographs that at least one split tests."""
+    return len(np.unique(np.concatenate([split.test for split in splits])))
 
 
 def fit(
@@ -181,61 +279,71 @@ def fit(
         The report, and the photographs that were left out with their reasons.
 
     Raises:
-        DatasetError: No labels, or too few photographs for the folds.
+        DatasetError: No labels, too few photographs for the folds, or a fold file that does not fit the data.
         RecipeError: The data's labels are not the recipe's.
+        UsageError: The options contradict each other or the recipe.
     """
     _check_out(out)
+    recipe = _in_effect(recipe, options)
     dataset = read_dataset(data)
     if not dataset.labelled:
         raise DatasetError(f"{data}: has no labels; expected labels.csv (file,label) or one folder per label")
     check_labels(recipe, dataset.labels)
+    _targets(recipe, dataset.photographs)
+    files = read_fold_files(options.fold_files, data, dataset, recipe.labels)
     options.progress("loading checkpoints")
     backbones = load_backbones(recipe, recipe_folder, options.weights, options.random_seed)
     options.progress("reading photographs")
-    photographs, rejected = readable(dataset, backbones)
+    trunk = Trunk(backbones)
+    photographs, rejected = readable(dataset, trunk.inputs)
     if not photographs:
         raise DatasetError(f"{data}: no photograph can be read; the first: {rejected[0]}")
-    data_sha256 = data_key(photographs)
-    by_backbone = {
-        loaded.name: backbone_features(
-            loaded, entry.architecture, photographs, data_sha256, options.cache, options.progress
-        )
-        for loaded, entry in zip(backbones, recipe.backbones, strict=True)
-    }
+    targets = _targets(recipe, photographs)
+    splits = make_splits(recipe, targets, options.seed, photographs, files)
+    key = data_key(photographs, trunk.inputs)
+    by_backbone = features_by_backbone(
+        trunk, recipe.head.features, photographs, key, options.cache, options.progress
+    )
     features = join_features(recipe, by_backbone)
-    targets = np.array([recipe.labels.index(p.label or "") for p in photographs], np.int64)
-    accuracy, weighted, confusion = _cross_validate(recipe, features, targets, options)
+    found = evaluate(recipe, features, targets, splits, options.seed, options.progress)
     options.progress("training on all photographs")
     head = train_head(recipe, features, targets, options.seed)
     head_file = head_to_bytes(head, recipe, {b.name: b.width for b in backbones})
     report = FitReport(
         recipe=recipe.name,
         head=recipe.head.kind,
+        task=str(recipe.task),
+        threshold=recipe.threshold if recipe.task is Task.MULTI_LABEL else None,
         data=data.resolve().name,
-        data_sha256=data_sha256,
+        data_sha256=_with_labels(key, photographs),
         photographs=len(photographs),
         labels=recipe.labels,
         seed=options.seed,
-        accuracy=accuracy,
-        weighted_f1=weighted,
-        accuracy_mean=float(np.mean(accuracy)),
-        accuracy_std=float(np.std(accuracy, ddof=1)),
-        weighted_f1_mean=float(np.mean(weighted)),
-        weighted_f1_std=float(np.std(weighted, ddof=1)),
-        confusion=confusion.tolist(),
+        preset=recipe.fit.preset,
+        split="files" if files else recipe.fit.split,
+        fold_files=[{"name": f.name, "sha256": f.sha256} for f in files],
+        tested=found.tested,
+        train_only=len(photographs) - _tested(splits),
+        accuracy=_folds(found.accuracy),
+        weighted_f1=found.weighted_f1.folds,
+        micro_f1=_folds(found.micro_f1),
+        macro_f1=_folds(found.macro_f1),
+        accuracy_mean=_mean(found.accuracy),
+        accuracy_std=_std(found.accuracy),
+        weighted_f1_mean=found.weighted_f1.mean,
+        weighted_f1_std=found.weighted_f1.std,
+        micro_f1_mean=_mean(found.micro_f1),
+        micro_f1_std=_std(found.micro_f1),
+        macro_f1_mean=_mean(found.macro_f1),
+        macro_f1_std=_std(found.macro_f1),
+        label_accuracy=found.label_accuracy,
+        confusion=found.confusion,
+        routing=found.routing,
         checkpoints={b.name: b.record.sha256 for b in backbones},
         head_sha256=hashlib.sha256(head_file).hexdigest(),
         settings={"fit": msgspec.to_builtins(recipe.fit), "head": _head_settings(recipe)},
         command=_command(recipe, data, out, options),
-        versions={
-            "vsa-rt": __version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "scikit-learn": sklearn.__version__,
-            "timm": timm.__version__,
-            "pillow": PIL.__version__,
-        },
+        versions=_versions(),
     )
     write_whole(out, head_file)
     write_whole(out.with_suffix(".json"), json.dumps(msgspec.to_builtins(report), indent=2).encode() + b"\n")

@@ -20,7 +20,7 @@ Arrays = Mapping[str, NDArray[Any]]
 #: A reference's outputs over some photographs, to hold several candidates against.
 Judged = list[tuple[PreparedBatch, Arrays]]
 #: Runs one batch of inputs ``(N, H, W, 3)`` by name.
-Run = Callable[[dict[str, NDArray[np.uint8]]], Arrays]
+Run = Callable[[dict[str, NDArray[Any]]], Arrays]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run_reference(
     return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
 
 
-def run_in_parts(run: Run, inputs: dict[str, NDArray[np.uint8]], size: int) -> Arrays:
+def run_in_parts(run: Run, inputs: dict[str, NDArray[Any]], size: int) -> Arrays:
     """Run a batch that may be larger than the engine's own."""
     count = len(next(iter(inputs.values())))
     parts = []

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vsa_rt.contracts import Resample
+from vsa_rt.contracts import Item, Resample
 from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import DatasetError, ItemError, needs
 from vsa_rt.manifest import InputRecord
+from vsa_rt.runtime.companions import companion_path
 from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.preprocess import Preprocessor
 
@@ -30,13 +32,13 @@ class PreparedBatch:
 
     Attributes:
         photographs: Which they are.
-        reference: Inputs ``(N, H, W, 3)`` by the reference's transform.
+        reference: Inputs ``(N, H, W, 3)`` by the reference's transform, and ready tensors ``(N, rows, width)``.
         candidate: The same by the runtime's host code.
     """
 
     photographs: list[Photograph]
-    reference: dict[str, NDArray[np.uint8]]
-    candidate: dict[str, NDArray[np.uint8]]
+    reference: dict[str, NDArray[Any]]
+    candidate: dict[str, NDArray[Any]]
 
     @property
     def names(self) -> list[str]:
@@ -53,12 +55,25 @@ class PhotographFeed:
         prepare: The reference's transform.
         resample: How the runtime resizes.
         rejected: Photographs that could not be read, filled while reading.
+        stand_ins: How many photographs had no file with their ready tensors and got stand-ins, counted while
+            reading.
     """
 
     inputs: Sequence[InputRecord]
     prepare: Prepare
     resample: Resample = Resample.EXACT
     rejected: list[ItemError] = field(default_factory=list)
+    stand_ins: int = 0
+
+    def _item(self, path: Path, picture: Image.Image) -> Path | Item:
+        """The photograph with its ready tensors: from the files beside it, else stand-ins."""
+        wanted = [i for i in self.inputs if i.rows]
+        if not wanted or all(companion_path(path, i.name).exists() for i in wanted):
+            return path
+        with needs("export"):
+            from vsa_rt.export.stand_ins import stand_in
+        self.stand_ins += 1
+        return Item(path, {i.name: stand_in(picture, i.name, i.shape) for i in wanted})
 
     def batches(self, photographs: Sequence[Photograph]) -> Iterator[PreparedBatch]:
         """Every readable photograph, ``BATCH`` at a time.
@@ -67,22 +82,25 @@ class PhotographFeed:
             DatasetError: None of them can be read.
         """
         specs = {i.name: i.resize for i in self.inputs if i.resize is not None}
-        host = Preprocessor(specs, self.resample)
+        tensors = {i.name: tuple(i.shape) for i in self.inputs if i.rows}
+        host = Preprocessor(specs, self.resample, tensors)
         read = 0
         for start in range(0, len(photographs), BATCH):
             good: list[Photograph] = []
-            reference: list[dict[str, NDArray[np.uint8]]] = []
-            candidate: list[dict[str, NDArray[np.uint8]]] = []
+            reference: list[dict[str, NDArray[Any]]] = []
+            candidate: list[dict[str, NDArray[Any]]] = []
             for photograph in photographs[start : start + BATCH]:
-                rows = {n: np.empty((s.height, s.width, 3), np.uint8) for n, s in specs.items()}
+                rows: dict[str, NDArray[Any]] = {
+                    i.name: np.empty(i.shape, np.dtype(i.dtype)) for i in self.inputs
+                }
                 try:
-                    host.write(photograph.path, rows, item=str(photograph.path))
-                    pixels = decode(photograph.path, item=str(photograph.path))
+                    picture = Image.fromarray(decode(photograph.path, item=str(photograph.path)))
+                    host.write(self._item(photograph.path, picture), rows, item=str(photograph.path))
                 except ItemError as error:
                     self.rejected.append(error)
                     continue
                 good.append(photograph)
-                reference.append(self.prepare(Image.fromarray(pixels)))
+                reference.append(self.prepare(picture) | {name: rows[name] for name in tensors})
                 candidate.append(rows)
             if good:
                 read += len(good)
@@ -92,7 +110,7 @@ class PhotographFeed:
             raise DatasetError(f"none of {len(photographs)} photographs can be read{first}")
 
 
-def _stack(rows: list[dict[str, NDArray[np.uint8]]]) -> dict[str, NDArray[np.uint8]]:
+def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 
 

@@ -1,0 +1,124 @@
+"""What the command line's options are called and mean; several commands share them."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsa_rt.contracts import Precision, Resample, Target
+from vsa_rt.errors import UsageError
+
+
+class Format(str, Enum):
+    """How ``run`` prints."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class BuildPrecision(str, Enum):
+    """What ``--precision`` takes."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class SplitKind(str, Enum):
+    """What ``fit --split`` takes."""
+
+    FOLDS = "folds"
+    RANDOM = "random"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Photographs for the gates; by default those that the export extra's packages ship."),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PATH", help="A file for a backbone, or for `head`, instead of the recipe's. Repeats."
+    ),
+]
+RandomSeed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SEED", help="Seeded random weights for all that --weights does not name; reports say so."
+    ),
+]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=1024, help="Largest batch of one engine call; default 8, or what an export says."
+    ),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target", metavar="BACKEND:DEVICE", help="Such as openvino:cpu. Repeats; commas accepted."
+    ),
+]
+OneTarget = Annotated[
+    str | None, typer.Option(metavar="BACKEND:DEVICE", help="Use this engine of the bundle.")
+]
+OnePrecision = Annotated[Precision | None, typer.Option(help="Use an engine of this precision.")]
+ResampleOption = Annotated[
+    Resample | None,
+    typer.Option(help="`exact` as the weights' own transform, or `fast`; default: the recipe's."),
+]
+
+
+def weights_of(entries: list[str] | None) -> dict[str, Path]:
+    """``NAME=PATH`` of ``--weights``, as a dictionary.
+
+    Raises:
+        UsageError: An entry has another form.
+    """
+    pairs: dict[str, Path] = {}
+    for entry in entries or []:
+        name, equals, path = entry.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--weights {entry!r}: expected NAME=PATH")
+        pairs[name] = Path(path)
+    return pairs
+
+
+def targets_of(entries: list[str] | None) -> list[Target]:
+    """The targets of ``--target``, each once, commas taken apart.
+
+    Raises:
+        UsageError: An entry is no target.
+    """
+    texts = [text for entry in entries or [] for text in entry.split(",") if text.strip()]
+    return list(dict.fromkeys(Target.parse(text) for text in texts))
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="BACKBONE.OPTION=VALUE",
+        help="An option of a backbone, such as g.objects=grid. Repeats.",
+    ),
+]
+
+
+def settings_of(entries: list[str] | None) -> dict[str, str]:
+    """``BACKBONE.OPTION`` to the text of its value.
+
+    Raises:
+        UsageError: An entry has another form.
+    """
+    pairs: dict[str, str] = {}
+    for entry in entries or []:
+        name, equals, value = entry.partition("=")
+        if not equals or not value or not all(name.partition(".")):
+            raise UsageError(f"--set {entry!r}: expected BACKBONE.OPTION=VALUE")
+        pairs[name] = value
+    return pairs

@@ -1,0 +1,8 @@
+"""What a person, or a program, reads: tables on a terminal, JSON documents, JSON lines, CSV."""
+
+from vsa_rt.render.bundles import check, manifest
+from vsa_rt.render.machine import diagnosis
+from vsa_rt.render.recipes import fit, recipe, recipe_list
+from vsa_rt.render.results import results
+
+__all__ = ["check", "diagnosis", "fit", "manifest", "recipe", "recipe_list", "results"]

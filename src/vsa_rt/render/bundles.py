@@ -1,0 +1,140 @@
+"""Bundles, and how they compare with their reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vsa_rt.render.tables import (
+    document,
+    errors,
+    new_table,
+    number,
+    print_rejected,
+    random_weights,
+    verdict,
+)
+
+if TYPE_CHECKING:
+    from vsa_rt.bench.parity import Parity
+    from vsa_rt.manifest import Manifest
+    from vsa_rt.pipeline.check import Check
+
+
+def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
+    """A bundle: engines with latency and parity, what was rejected, where the weights came from."""
+    if as_json:
+        document("bundle", path=str(path), manifest=shown)
+        return
+    console = Console()
+    megabytes = sum(f.nbytes for f in shown.files.values()) / 1e6
+    name = shown.recipe.name if shown.recipe else "features only"
+    console.print(
+        f"[bold]{escape(str(path))}[/]: {escape(name)}, {megabytes:.0f} MB, built by vsa-rt {shown.vsa_rt}"
+    )
+    console.print(f"labels  {escape(', '.join(shown.labels)) or '-'}")
+    console.print(
+        f"inputs  {escape(', '.join(f'{i.name} {i.dtype} (N, {_shape(i.shape)})' for i in shown.inputs))}"
+    )
+    console.print(f"taps    {escape(', '.join(f'{t.name} {t.width}' for t in shown.taps))}\n")
+    for gate in shown.gates:
+        console.print(
+            f"gate {gate.stage} against {gate.reference}: {verdict(gate.passed)} on {gate.images} images"
+        )
+    if shown.engines:
+        batches = list(shown.engines[0].latency_ms)
+        table = new_table(
+            "engine", "precision", *(f"ms at batch {b}>" for b in batches), "parity", "flips>", "ties>"
+        )
+        for e in shown.engines:
+            latency = [f"{e.latency_ms[b]:.2f}" if b in e.latency_ms else "-" for b in batches]
+            table.add_row(
+                e.target, e.precision, *latency, verdict(e.gate.passed), str(e.gate.flips), str(e.gate.ties)
+            )
+        console.print()
+        console.print(table)
+        console.print(f"\ndefault: {escape(shown.chosen)}")
+    for r in shown.rejected:
+        console.print(f"left out: {escape(f'{r.target} {r.precision}'.strip())}: {escape(r.reason)}")
+    if warning := random_weights(shown):
+        console.print(f"[bold yellow]{warning}[/]")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _parity_table(parity: Parity) -> Table:
+    title = f"{parity.stage} against {parity.reference}: {verdict(parity.passed)}"
+    table = new_table("tap", "max>", "mean>", "relative>", "cosine>", "gain>", "verdict", title=title)
+    for tap in parity.taps:
+        table.add_row(
+            escape(tap.tap),
+            number(tap.max_abs),
+            number(tap.mean_abs),
+            number(tap.relative),
+            f"{tap.cosine:.6f}",
+            f"{tap.gain:.5f}",
+            f"[bold red]{escape(tap.reason)}[/]" if tap.reason else "ok",
+        )
+    return table
+
+
+def check(found: Check, as_json: bool) -> None:
+    """Parity stage by stage."""
+    if as_json:
+        stages = [msgspec.to_builtins(p) | {"passed": p.passed} for p in found.parities]
+        document(
+            "check",
+            passed=found.passed,
+            reference=found.reference,
+            why=found.why,
+            random_weights=found.random_weights,
+            stand_ins=found.stand_ins,
+            stages=stages,
+            refused=found.refused,
+            rejected=errors(found.rejected),
+        )
+        return
+    console = Console()
+    why = f" ({escape(found.why)})" if found.why else ""
+    console.print(f"reference: {found.reference}{why}\n")
+    if found.random_weights:
+        words = (
+            "random weights under a fitted head: the labels are its own"
+            if found.decides
+            else "random weights: judged at the taps only, the labels mean nothing"
+        )
+        console.print(f"[bold yellow]{words}[/]\n")
+    if found.stand_ins:
+        console.print(
+            f"{found.stand_ins} photographs without ready tensors beside them: stand-ins were taken\n"
+        )
+    for parity in found.parities:
+        console.print(_parity_table(parity))
+        kl = f", mean KL {parity.kl:.2e}" if parity.kl is not None else ""
+        console.print(
+            f"{parity.images} images, {len(parity.flips)} labels flip ({parity.ties} of them ties){kl}"
+        )
+        for flip in sorted(parity.flips, key=lambda f: -f.margin)[:5]:
+            console.print(
+                f"  {escape(flip.item)}: {escape(flip.reference)} to {escape(flip.candidate)}, margin {flip.margin:.3f}"
+            )
+        for metric in parity.metrics:
+            gap = metric.candidate - metric.reference
+            console.print(
+                f"{metric.name} {metric.reference:.4f} to {metric.candidate:.4f}, "
+                f"difference {gap:+.4f} [{metric.low:+.4f}, {metric.high:+.4f}]"
+            )
+        for reason in parity.reasons:
+            console.print(f"[bold red]{escape(reason)}[/]")
+        console.print()
+    for folder, reason in found.refused.items():
+        console.print(f"not checked: {escape(folder)}: {escape(reason)}")
+    print_rejected(found.rejected)

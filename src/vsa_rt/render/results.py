@@ -1,0 +1,119 @@
+"""Sentiments: a table, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+
+from vsa_rt.contracts import Sentiment
+from vsa_rt.errors import ItemError
+from vsa_rt.render.tables import (
+    finite,
+    new_table,
+    random_weights,
+)
+
+if TYPE_CHECKING:
+    from vsa_rt.runtime.fused import Runtime
+
+T = TypeVar("T")
+
+
+def _top(scores: dict[str, float], top: int) -> dict[str, float]:
+    best = sorted(scores.items(), key=lambda s: -s[1])
+    return dict(best[:top] if top else best)
+
+
+def _path_text(path: str) -> str:
+    """A path as text that any stream can print: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
+    shown = _path_text(path)
+    if isinstance(result, ItemError):
+        return {
+            "path": shown, "label": None, "labels": [], "scores": {}, "scores_kind": None, "error": result.reason
+        }  # fmt: skip
+    return {
+        "path": shown,
+        "label": result.label,
+        "labels": list(result.labels),
+        "scores": {k: round(v, 6) for k, v in _top(result.scores, top).items()},
+        "scores_kind": result.scores_kind,
+        "error": None,
+    }
+
+
+def _write_lines(lines: Iterable[dict[str, Any]]) -> None:
+    for line in lines:
+        sys.stdout.write(json.dumps(finite(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_csv(lines: Iterable[dict[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "label", "labels", "score", "error"])
+    for line in lines:
+        best = max(line["scores"].values(), default="")
+        writer.writerow(
+            [line["path"], line["label"] or "", " ".join(line["labels"]), best, line["error"] or ""]
+        )
+
+
+def _write_table(lines: Iterable[dict[str, Any]]) -> None:
+    table = new_table("image", "label", "scores")
+    for line in lines:
+        if line["error"]:
+            table.add_row(escape(line["path"]), "[bold red]error[/]", escape(line["error"]))
+        else:
+            scores = "  ".join(f"{name} {score:.3f}" for name, score in line["scores"].items())
+            table.add_row(
+                escape(line["path"]), f"[bold]{escape(line['label'] or ' '.join(line['labels']))}[/]", scores
+            )
+    Console().print(table)
+
+
+def _with_progress(items: Sequence[T], shown: bool) -> Iterator[T]:
+    """The items, with a bar on stderr while they are consumed."""
+    if not shown:
+        yield from items
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(items)
+
+
+def results(items: Sequence[str], runtime: Runtime, output: str | None, top: int) -> int:
+    """Run items and print them as they come; which engine ran, and why, goes to stderr.
+
+    Returns:
+        How many could not be processed.
+    """
+    failed = 0
+    chosen = output or ("table" if sys.stdout.isatty() else "jsonl")
+    # Lines that scroll on the same terminal would fight with the bar.
+    bar = sys.stderr.isatty() and (chosen == "table" or not sys.stdout.isatty())
+
+    def lines() -> Iterable[dict[str, Any]]:
+        nonlocal failed
+        for path, result in zip(_with_progress(items, bar), runtime.map(items), strict=True):
+            failed += isinstance(result, ItemError)
+            yield _line(path, result, top)
+
+    {"table": _write_table, "jsonl": _write_lines, "csv": _write_csv}[chosen](lines())
+    sys.stdout.flush()
+    notes = [f"{len(items)} items, {failed} failed; {runtime.choice.why}; resize {runtime.resample}"]
+    notes += [f"not used: {folder}: {reason}" for folder, reason in runtime.choice.refused.items()]
+    notes += [warning] if (warning := random_weights(runtime.manifest)) else []
+    for note in notes:
+        Console(stderr=True, highlight=False).print(escape(note), style="dim", soft_wrap=True)
+    return failed
