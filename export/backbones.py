@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import timm
 import timm.data
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from vsa_rt.architecture import (
@@ -33,13 +29,12 @@ from vsa_rt.export.checkpoint import load_weights
 from vsa_rt.export.formats import FORMATS, read_checkpoint
 from vsa_rt.export.networks import dual_encoding, inception2015, object_graph, resnet152v2, youtube8m
 from vsa_rt.export.random_weights import Samples, randomise, seeded
-from vsa_rt.export.transforms import reference_transform
+from vsa_rt.export.timm_features import TimmFeatures, replace_adaptive_pools, resize_spec, uint8_transform
+from vsa_rt.export.transforms import Transform, reference_transform
 from vsa_rt.locate import locate, where_found
 from vsa_rt.manifest import CheckpointRecord
 from vsa_rt.recipe import Backbone, options_of, tensor_input, upstream
 
-#: An upright RGB picture to the network's uint8 input ``(H, W, 3)``: the weights' own transform.
-Transform = Callable[[Image.Image], NDArray[np.uint8]]
 Triple = tuple[float, float, float]
 
 
@@ -113,102 +108,30 @@ class LoadedBackbone:
         return tensor_input(self.entry)
 
 
-class GlobalAveragePool(nn.Module):
-    """Mean over height and width, kept as ``(N, C, 1, 1)``.
-
-    The same computation as ``nn.AdaptiveAvgPool2d(1)``, whose export with a dynamic batch needs a Gather.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Average ``(N, C, H, W)``."""
-        return features.mean((2, 3), keepdim=True)
-
-
-class TimmFeatures(nn.Module):
-    """A timm network up to the vector before its classifier.
-
-    Args:
-        network: As timm makes it.
-        size: Side of its images.
+class Encoder(Protocol):
+    """What a network offers through which regions of an image go as images do.
 
     Attributes:
         view_size: Side of what ``encode`` takes.
-        view_share: Share of an image's sides that it sees: all.
+        view_share: Share of an image's sides that one view covers.
         view_count: Views of one image.
     """
 
-    view_share, view_count = 1.0, 1
-
-    def __init__(self, network: Any, size: int) -> None:
-        super().__init__()
-        self.network, self.view_size = network, size
+    view_size: int
+    view_share: float
+    view_count: int
 
     def views(self, image: Tensor) -> Tensor:
-        """The image itself."""
-        return image
+        """Views ``(V * N, 3, view_size, view_size)`` of images, one view of all of them after the other."""
+        ...
 
     def encode(self, views: Tensor) -> Tensor:
-        """Features ``(N, D)`` of a normalised ``(N, 3, H, W)``."""
-        features: Tensor = self.network.forward_head(self.network.forward_features(views), pre_logits=True)
-        return features
+        """Features ``(M, width)`` of views or regions."""
+        ...
 
     def fold(self, features: Tensor) -> Tensor:
-        """The features themselves."""
-        return features
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Features ``(N, D)`` of a normalised ``(N, 3, H, W)``."""
-        return self.encode(image)
-
-
-def _replace_adaptive_pools(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-            setattr(module, name, GlobalAveragePool())
-        else:
-            _replace_adaptive_pools(child)
-
-
-def resize_spec(config: dict[str, Any], where: str) -> ResizeSpec:
-    """The resize that timm's evaluation transform would do for a data config.
-
-    Args:
-        config: As ``timm.data.resolve_model_data_config`` gives it.
-        where: What to call the backbone in messages.
-
-    Raises:
-        RecipeError: The config needs a resize that the host does not have.
-    """
-    _, height, width = config["input_size"]
-    kernel, mode = config["interpolation"], config["crop_mode"]
-    if kernel not in ("bicubic", "bilinear"):
-        raise RecipeError(
-            f"{where}: interpolation {kernel!r} is not supported; there are bicubic and bilinear"
-        )
-    scale = math.floor(height / config["crop_pct"])
-    if mode == "squash" and config["crop_pct"] == 1.0:
-        return ResizeSpec(height=height, width=width, fit="warp", kernel=kernel)
-    if mode == "center" and height == width:
-        return ResizeSpec(height=height, width=width, fit="shortest", scale=scale, kernel=kernel)
-    raise RecipeError(
-        f"{where}: crop mode {mode!r} at {height} x {width}, crop_pct {config['crop_pct']} is not supported; "
-        "there are centre crops of squares and plain warps"
-    )
-
-
-def _uint8_transform(config: dict[str, Any]) -> Transform:
-    """timm's own evaluation transform up to the pixels, before it scales and normalises them."""
-    whole = timm.data.create_transform(**config, is_training=False)
-    pixels = [
-        t for t in whole.transforms if type(t).__name__ not in ("MaybeToTensor", "ToTensor", "Normalize")
-    ]
-
-    def transform(picture: Image.Image) -> NDArray[np.uint8]:
-        for step in pixels:
-            picture = step(picture)
-        return np.asarray(picture, dtype=np.uint8)
-
-    return transform
+        """An image's features ``(N, width)`` from those of its views, in the order of ``views``."""
+        ...
 
 
 def _timm(backbone: Backbone, read: int) -> Network:
@@ -227,7 +150,7 @@ def _timm(backbone: Backbone, read: int) -> Network:
     network: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
     config = timm.data.resolve_model_data_config(network)
     resize = resize_spec(config, where)
-    _replace_adaptive_pools(network)
+    replace_adaptive_pools(network)
     features = TimmFeatures(network, resize.height).eval()
     with torch.inference_mode():
         shape = features(torch.zeros(1, 3, resize.height, resize.width)).shape
@@ -240,7 +163,7 @@ def _timm(backbone: Backbone, read: int) -> Network:
         weights=network,
         ignored=tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names)),
         resize=resize,
-        transform=_uint8_transform(config),
+        transform=uint8_transform(config),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

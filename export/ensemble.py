@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vsa_rt.errors import RecipeError, UsageError
-from vsa_rt.export.backbones import LoadedBackbone, Transform, load_backbone
+from vsa_rt.export.backbones import LoadedBackbone, load_backbone
 from vsa_rt.export.head import head_tap_records, head_taps, load_head, random_head
 from vsa_rt.export.random_weights import Samples
-from vsa_rt.export.transforms import reference_transform
+from vsa_rt.export.transforms import Transform, reference_transform
 from vsa_rt.export.trunk import Trunk
 from vsa_rt.manifest import CheckpointRecord, TapRecord
 from vsa_rt.recipe import Recipe, needed_backbones

@@ -16,6 +16,8 @@ from PIL import Image
 
 from vsa_rt.contracts import ResizeSpec
 
+#: An upright RGB picture to the pixels ``(height, width, 3)`` of a graph input.
+Transform = Callable[[Image.Image], NDArray[np.uint8]]
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 

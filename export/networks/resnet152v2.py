@@ -76,6 +76,8 @@ class ResNet152V2(nn.Module):
     Attributes:
         width: Length of the feature vector.
         view_size: Height and width of a view.
+        view_share: Share of the image's sides that a view covers.
+        view_count: Views of one image.
         resized: Height and width of the image: 256 for views of 224.
 
     Raises:
@@ -102,6 +104,8 @@ class ResNet152V2(nn.Module):
         self.crops = crops
         self.width = widths[-1]
         self.view_size = size
+        self.view_share = 7 / 8
+        self.view_count = 10 if crops == "ten" else 1
         self.resized = size // 7 * 8
         stem = widths[0] // 4
         self.bn_data = _norm(3)

@@ -116,6 +116,8 @@ class Architecture:
         formats: Checkpoint formats that its weights come in, the usual one first. Each may also lie in a
             safetensors file, with the published keys or the network's own.
         options: Their type.
+        encodes: Whether regions of an image can go through it as images do: it offers ``views``, ``encode`` and
+            ``fold``, as ``vsa_rt.export.backbones.Encoder`` says.
         exact: Whether its own arithmetic stays in float32 in lowered graphs: it cancels, so that rounding its
             input would drown its output.
         summary: What it is, for people.
@@ -125,17 +127,21 @@ class Architecture:
     formats: tuple[str, ...]
     options: type[Options] = NoOptions
     summary: str = ""
+    encodes: bool = False
     exact: bool = False
 
 
 #: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.backbones.MAKERS``.
 ARCHITECTURES: dict[str, Architecture] = {
-    TIMM: Architecture("image", ("timm", "efficientnet-pytorch"), summary="any network of timm"),
+    TIMM: Architecture(
+        "image", ("timm", "efficientnet-pytorch"), summary="any network of timm", encodes=True
+    ),
     "resnet152-v2": Architecture(
         "image",
         ("mxnet",),
         ResNet152V2Options,
         "pre-activation ResNet-152 on raw pixels (MXNet model zoo)",
+        encodes=True,
     ),
     "inception-2015": Architecture(
         "image", ("pytorch-fid",), summary="Inception-v3 of the TF graph of 2015-12-05, to pool_3"

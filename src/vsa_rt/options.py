@@ -55,7 +55,9 @@ RandomSeed = Annotated[
 MaxBatch = Annotated[
     int | None,
     typer.Option(
-        min=1, max=1024, help="Largest batch of one engine call; default 8, or what an export says."
+        min=1,
+        max=1024,
+        help="Largest batch of one engine call; default 8 (2 with regions), or what an export says.",
     ),
 ]
 Targets = Annotated[

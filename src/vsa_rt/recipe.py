@@ -202,6 +202,16 @@ def tensor_input(backbone: Backbone) -> tuple[str, list[int]] | None:
     return None
 
 
+def regions_of(recipe: Recipe) -> int:
+    """Regions of one image that go through a backbone in the graph, beside the image itself."""
+    found = 0
+    for backbone in needed_backbones(recipe):
+        options = options_of(backbone)
+        if isinstance(options, ObjectGraphOptions) and options.objects != "features":
+            found += options.count
+    return found
+
+
 def upstream(backbone: Backbone) -> str:
     """The backbone that has to run in the graph for this one; empty if none has.
 

@@ -10,7 +10,7 @@ import msgspec
 from vsa_rt.architecture import ARCHITECTURES, TIMM, family_of
 from vsa_rt.contracts import Task
 from vsa_rt.errors import RecipeError
-from vsa_rt.recipe import RESERVED_NAMES, SCHEMA, Backbone, Graph, Recipe, options_of, tensor_input
+from vsa_rt.recipe import RESERVED_NAMES, SCHEMA, Backbone, Graph, Recipe, options_of, tensor_input, upstream
 from vsa_rt.schedules import PRESETS
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
@@ -101,6 +101,13 @@ def _check_wiring(recipe: Recipe, where: str) -> None:
         read = by_name[backbone.reads]
         if reads == "objects" and ARCHITECTURES[family_of(read.architecture)].reads != "image":
             raise _refuse(where, key, f"{backbone.reads!r} must read images: it encodes the objects' regions")
+        if (
+            reads == "objects"
+            and upstream(backbone)
+            and not ARCHITECTURES[family_of(read.architecture)].encodes
+        ):
+            able = ", ".join(n for n, a in ARCHITECTURES.items() if a.encodes)
+            raise _refuse(where, key, f"{read.architecture} encodes no regions of an image; {able} do")
         seen = [backbone.name]
         while by_name.get(read.reads) is not None and read.name not in seen:
             seen.append(read.name)

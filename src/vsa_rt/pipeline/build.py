@@ -235,7 +235,11 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
         recipe = with_options(read_recipe(recipe_path), options.settings)
         return export_into(folder, recipe, recipe_path.parent, options)
     options.progress(f"running the {reference.name} reference on photographs")
-    return manifest, reference, run_reference(reference, manifest.inputs, gate_photographs(options.data))
+    return (
+        manifest,
+        reference,
+        run_reference(reference, manifest.inputs, gate_photographs(options.data, manifest.recipe)),
+    )
 
 
 def _engines(

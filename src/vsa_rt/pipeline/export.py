@@ -25,13 +25,15 @@ from vsa_rt.manifest import (
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import HEAD
-from vsa_rt.recipe import Recipe
+from vsa_rt.recipe import Recipe, regions_of
 from vsa_rt.version import __version__
 
 GRAPH = "graph.onnx"
 GOLDEN = "golden.npz"
 GOLDEN_IMAGES = 8
 DEFAULT_BATCH = 8
+#: Where each image brings dozens of regions with it: two of them are a hundred.
+DEFAULT_BATCH_WITH_REGIONS = 2
 #: Called with one sentence as each step begins.
 Progress = Callable[[str], None]
 
@@ -48,7 +50,8 @@ class ExportOptions:
         data: Photographs for the gates; by default those that the export extra's packages ship.
         weights: Backbone name, or ``head``, to a file to use instead of the recipe's.
         random_seed: Seeded weights for everything that has no file.
-        max_batch: Largest batch of one engine call; ``None`` for what an exported bundle says, else 8.
+        max_batch: Largest batch of one engine call; ``None`` for what an exported bundle says, else 8, or 2 where
+            each image brings regions with it.
         progress: Told of every step.
     """
 
@@ -139,7 +142,7 @@ def export_into(
     reference = Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)
     inputs, taps = ensemble.module.inputs, ensemble.module.taps
     options.progress("running the PyTorch reference on photographs")
-    judged = run_reference(reference, inputs, gate_photographs(options.data))
+    judged = run_reference(reference, inputs, gate_photographs(options.data, recipe))
     options.progress("exporting one ONNX graph")
     graph = graph_from_ensemble(ensemble.module).SerializeToString()
     (folder / GRAPH).write_bytes(graph)
@@ -154,7 +157,7 @@ def export_into(
         resample=recipe.resample,
         inputs=inputs,
         taps=taps,
-        max_batch=options.max_batch or DEFAULT_BATCH,
+        max_batch=options.max_batch or (DEFAULT_BATCH_WITH_REGIONS if regions_of(recipe) else DEFAULT_BATCH),
         checkpoints=ensemble.checkpoints,
         opset=OPSET,
         gates=[],

@@ -15,6 +15,7 @@ from vsa_rt.contracts import Item, Resample
 from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import DatasetError, ItemError, needs
 from vsa_rt.manifest import InputRecord
+from vsa_rt.recipe import Recipe, regions_of
 from vsa_rt.runtime.companions import companion_path
 from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.preprocess import Preprocessor
@@ -24,6 +25,8 @@ Prepare = Callable[[Image.Image], dict[str, NDArray[np.uint8]]]
 BATCH = 8
 #: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
 GATE_IMAGES = 64
+#: And at this many where each brings dozens of regions through a network with it.
+GATE_IMAGES_WITH_REGIONS = 4
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,12 @@ def as_photographs(paths: Sequence[Path]) -> list[Photograph]:
     return [Photograph(p, None) for p in paths]
 
 
-def gate_photographs(data: Path | None) -> list[Photograph]:
+def gate_photographs(data: Path | None, recipe: Recipe | None = None) -> list[Photograph]:
     """Photographs for a gate at build time, evenly chosen if there are many.
+
+    Args:
+        data: A folder; ``None`` for those that packages ship.
+        recipe: What is to be judged.
 
     Raises:
         DatasetError: ``data`` holds none.
@@ -129,7 +136,9 @@ def gate_photographs(data: Path | None) -> list[Photograph]:
     if data is None:
         with needs("export"):
             from vsa_rt.export.photographs import shipped_photographs
-        return as_photographs(shipped_photographs())
-    found = read_dataset(data).photographs
-    step = max(1, -(-len(found) // GATE_IMAGES))
+        found = as_photographs(shipped_photographs())
+    else:
+        found = read_dataset(data).photographs
+    most = GATE_IMAGES_WITH_REGIONS if recipe is not None and regions_of(recipe) else GATE_IMAGES
+    step = max(1, -(-len(found) // most))
     return found[::step]
