@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ class Tolerance:
     """How far a candidate may be from its reference.
 
     Attributes:
-        relative: Largest ``|c - r| / max(|r|, 1)`` (L2 norms) of one image's features.
+        relative: Largest ``|c - r| / |r|`` (L2 norms) of one image's features. An image whose norm is under a
+            tenth of the tap's median counts with that tenth: next to nothing differs from nothing at all.
         gain: Largest deviation from 1 of the least-squares factor between candidate and reference over all
             images. Rounding is random and averages out of it, a wrong scale does not.
         scores: Largest absolute difference of a score.
@@ -142,12 +143,13 @@ class _TapSums:
     max_abs: float = 0.0
     sum_abs: float = 0.0
     count: int = 0
-    relative: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    broken: str = ""
     cosine: float = 1.0
     dot: float = 0.0
     norm: float = 0.0
-    worst: str = ""
-    worst_value: float = -1.0
     worst_mean: float = 0.0
     images: int = 0
 
@@ -157,26 +159,39 @@ class _TapSums:
         c = candidate.reshape(len(items), -1).astype(np.float64)
         gap = np.abs(c - r)
         norms = np.linalg.norm(r, axis=1)
-        relative = np.linalg.norm(c - r, axis=1) / np.maximum(norms, 1.0)
         dots = (r * c).sum(1)
         lengths = norms * np.linalg.norm(c, axis=1)
         cosine = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
         # A NaN anywhere must fail the tap, and max() would drop it.
         finite = np.isfinite(c).all(1) & np.isfinite(r).all(1)
         if not finite.all():
-            self.max_abs = self.relative = self.worst_value = float("inf")
-            self.worst = items[int(np.argmin(finite))]
+            self.max_abs = float("inf")
+            self.broken = self.broken or items[int(np.argmin(finite))]
             return
         self.max_abs = max(self.max_abs, float(gap.max(initial=0.0)))
         self.sum_abs += float(gap.sum())
         self.count += gap.size
-        self.relative = max(self.relative, float(relative.max()))
+        self.gaps += np.linalg.norm(c - r, axis=1).tolist()
+        self.norms += norms.tolist()
+        self.items += items
         self.cosine = min(self.cosine, float(cosine.min()))
         self.dot += float(dots.sum())
         self.norm += float((norms**2).sum())
         self.worst_mean = max(self.worst_mean, float(gap.mean(1).max()))
-        if relative.max() > self.worst_value:
-            self.worst, self.worst_value = items[int(relative.argmax())], float(relative.max())
+
+    def largest(self) -> tuple[float, str]:
+        """The largest relative difference, and whose it is."""
+        if self.broken or not self.items:
+            return float("inf") if self.broken else 0.0, self.broken
+        gaps, norms = np.array(self.gaps), np.array(self.norms)
+        floor = np.median(norms) / 10
+        scale = np.maximum(norms, floor)
+        # Zeros are right where zeros are expected, and infinitely wrong elsewhere.
+        relative = np.where(
+            scale > 0, gaps / np.where(scale > 0, scale, 1.0), np.where(gaps > 0, np.inf, 0.0)
+        )
+        place = int(relative.argmax())
+        return float(relative[place]), self.items[place]
 
     @property
     def gain(self) -> float:
@@ -184,21 +199,24 @@ class _TapSums:
 
 
 def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
+    relative, worst = sums.largest()
     if kind == "input":
+        if sums.broken:
+            return f"not a number; {worst}"
         if sums.worst_mean > allowed.levels:
             what = f"mean difference {sums.worst_mean:.3g} levels"
-            return f"{what}, allowed {allowed.levels:g}; worst {sums.worst}"
+            return f"{what}, allowed {allowed.levels:g}; worst {worst}"
         return ""
     if kind == "scores":
         if sums.max_abs > allowed.scores:
-            return f"differs by {sums.max_abs:.3g}, allowed {allowed.scores:g}; worst {sums.worst}"
+            return f"differs by {sums.max_abs:.3g}, allowed {allowed.scores:g}; worst {worst}"
         return ""
     # The rounding's share of the gain falls with the root of the number of images.
     gain = allowed.gain * max(1.0, (_GAIN_IMAGES / max(sums.images, 1)) ** 0.5)
     if not abs(sums.gain - 1) <= gain:
         return f"scaled by {sums.gain:.4f}, allowed 1 +- {gain:.3g}"
-    if sums.relative > allowed.relative:
-        return f"relative difference {sums.relative:.3g}, allowed {allowed.relative:g}; worst {sums.worst}"
+    if relative > allowed.relative:
+        return f"relative difference {relative:.3g}, allowed {allowed.relative:g}; worst {worst}"
     return ""
 
 
@@ -243,7 +261,7 @@ class Comparison:
     _kl: float = 0.0
     _decided: int = 0
     _images: int = 0
-    _correct: list[tuple[bool, bool]] = field(default_factory=list)
+    _right: list[tuple[float, float]] = field(default_factory=list)
 
     def _add(
         self, kind: str, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
@@ -266,7 +284,7 @@ class Comparison:
         items: Sequence[str],
         reference: Mapping[str, Array],
         candidate: Mapping[str, Array],
-        truth: Sequence[str | None] = (),
+        truth: Sequence[Collection[str] | None] = (),
     ) -> None:
         """Compare the engines' outputs of one batch, ``(N, width)`` by tap name.
 
@@ -274,7 +292,7 @@ class Comparison:
             items: The images' names.
             reference: The reference's outputs.
             candidate: The candidate's outputs.
-            truth: The images' true labels, if known.
+            truth: The labels that hold for each image, ``None`` where they are not known.
 
         Raises:
             VsaError: The candidate lacks a tap or gives another shape.
@@ -291,7 +309,11 @@ class Comparison:
         self._add("features", items, reference, candidate)
 
     def _decide(
-        self, items: Sequence[str], reference: Array, candidate: Array, truth: Sequence[str | None]
+        self,
+        items: Sequence[str],
+        reference: Array,
+        candidate: Array,
+        truth: Sequence[Collection[str] | None],
     ) -> None:
         # By name: a bundle whose labels are swapped has the right scores and the wrong words.
         if sorted(self.labels) != sorted(self.reference_labels):
@@ -308,8 +330,15 @@ class Comparison:
                 margin = self._margin(reference[row], said ^ says)
                 flip = Flip(item, _text(said), _text(says), margin, margin < self.tolerance.tie)
                 self._flips.append(flip)
-            if truth and truth[row] is not None:
-                self._correct.append((said == {truth[row]}, says == {truth[row]}))
+            known = truth[row] if truth else None
+            if known is not None:
+                self._right.append((self._share(said, set(known)), self._share(says, set(known))))
+
+    def _share(self, words: set[str], truth: set[str]) -> float:
+        """Multi-label: the share of labels that are decided rightly; else 1 or 0."""
+        if self.task is Task.MULTI_LABEL:
+            return 1 - len(words ^ truth) / len(self.reference_labels)
+        return float(words == truth)
 
     def _words(self, scores: Array) -> set[str]:
         """The labels that a row of scores stands for."""
@@ -341,16 +370,17 @@ class Comparison:
         return reasons
 
     def _metrics(self) -> list[Metric]:
-        if not self._correct:
+        if not self._right:
             return []
-        pairs = np.array(self._correct, np.int64)
-        count, change = len(pairs), pairs[:, 1] - pairs[:, 0]
+        pairs = np.array(self._right, np.float64)
+        change = pairs[:, 1] - pairs[:, 0]
         # Paired bootstrap, 2,000 resamples, percentile interval (Efron and Tibshirani 1993, 13.3). An image's change
-        # is -1, 0 or 1, so a resample is one draw of three counts.
-        shares = [(change == v).mean() for v in (-1, 0, 1)]
-        drawn = np.random.default_rng(0).multinomial(count, shares, 2000)
-        low, high = (float(v) for v in np.percentile((drawn[:, 2] - drawn[:, 0]) / count, [2.5, 97.5]))
-        return [Metric("accuracy", float(pairs[:, 0].mean()), float(pairs[:, 1].mean()), low, high)]
+        # is one of a few values, so a resample is one draw of their counts.
+        values, counts = np.unique(change, return_counts=True)
+        drawn = np.random.default_rng(0).multinomial(len(pairs), counts / len(pairs), 2000)
+        low, high = (float(v) for v in np.percentile(drawn @ values / len(pairs), [2.5, 97.5]))
+        name = "label accuracy" if self.task is Task.MULTI_LABEL else "accuracy"
+        return [Metric(name, float(pairs[:, 0].mean()), float(pairs[:, 1].mean()), low, high)]
 
     def result(self) -> Parity:
         """The verdict. Nothing compared is a failure."""
@@ -360,10 +390,10 @@ class Comparison:
                 kind=kind,
                 max_abs=s.max_abs,
                 mean_abs=s.sum_abs / s.count if s.count else float("nan"),
-                relative=s.relative,
+                relative=s.largest()[0],
                 cosine=s.cosine,
                 gain=s.gain,
-                worst=s.worst,
+                worst=s.largest()[1],
                 # Logits are judged through the scores: their zero is arbitrary.
                 reason="" if name == "logits" else _reason(kind, s, self.tolerance),
             )
@@ -385,7 +415,7 @@ class Comparison:
             images=self._images,
             taps=taps,
             flips=self._flips,
-            kl=self._kl / self._decided if self._decided else None,
+            kl=max(0.0, self._kl / self._decided) if self._decided else None,
             metrics=self._metrics(),
             reasons=reasons,
         )

@@ -41,8 +41,8 @@ class Row:
     Attributes:
         what: What was measured, with the precision of both sides.
         value: Median.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
+        low: Of a ratio, the lower end of its 95 % interval; of times, the smallest.
+        high: Likewise.
         unit: Of the three.
         note: Number of pairs or the like.
     """
@@ -90,6 +90,8 @@ def feature_by_feature(ensemble: LoadedEnsemble, inputs: Inputs) -> Callable[[],
     def call() -> object:
         with torch.inference_mode():
             features = [trunk(given, only)[name] for name, only in zip(names, needed, strict=True)]
+            if module.recipe.head.unit_norm:
+                features = [torch.nn.functional.normalize(f, dim=1) for f in features]
             return head_taps(module.head, torch.cat(features, 1), module.recipe.task)
 
     return call
@@ -110,7 +112,10 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int, batches: Sequence
     if recipe is None:
         raise SystemExit(f"{bundle.root}: was not built from a recipe")
     torch.set_num_threads(THREADS)
-    ensemble = load_ensemble(recipe, Path(), random_seed=0)
+    seeds = {c.random_seed for c in bundle.manifest.checkpoints.values()} - {None}
+    if len(seeds) != 1:
+        raise SystemExit(f"{bundle.root}: expected a bundle of --random-weights SEED and nothing else")
+    ensemble = load_ensemble(recipe, Path(), random_seed=seeds.pop())
     runtimes: dict[str, Runtime] = {
         f"{e.target} {e.precision}": load(bundle, target=e.target, precision=e.precision, threads=THREADS)
         for e in bundle.manifest.engines

@@ -39,8 +39,19 @@ def _properties(options: OpenOptions) -> dict[str, Any]:
     }
 
 
-def buckets(count: int) -> list[int]:
-    """Powers of two that add up to ``count``, largest first: each is compiled with a fixed batch."""
+#: From this many bytes of weights on, an engine is compiled for two batch sizes only: each holds its own copy.
+LARGE = 1 << 28
+
+
+def buckets(count: int, only: int | None = None) -> list[int]:
+    """Batch sizes that add up to ``count``, largest first: each is compiled with a fixed batch.
+
+    Args:
+        count: Images of one call.
+        only: The one size to use besides 1; ``None`` for any power of two.
+    """
+    if only is not None:
+        return [only] * (count // only) + [1] * (count % only)
     return [1 << bit for bit in reversed(range(count.bit_length())) if count >> bit & 1]
 
 
@@ -82,7 +93,7 @@ class OpenVinoSlot:
         """Run one batch; see ``Slot.run``."""
         count = len(next(iter(inputs.values())))
         start = 0
-        for part in buckets(count):
+        for part in self._session.parts(count):
             self._run_part(inputs, start, part)
             start += part
         return {name: buffer[:count] for name, buffer in self._outputs.items()}
@@ -125,6 +136,10 @@ class OpenVinoSession:
         for spec in (*self.inputs, *self.outputs):
             check_tensor("openvino", spec, there)
 
+    def parts(self, count: int) -> list[int]:
+        """The batch sizes that a call of ``count`` images is made of."""
+        return buckets(count, self.options.max_batch if self._weights.nbytes >= LARGE else None)
+
     def compiled(self, count: int) -> ov.CompiledModel:
         """The engine compiled for batches of exactly ``count`` images.
 
@@ -160,7 +175,7 @@ class OpenVinoSession:
 
     def prepare(self, counts: Sequence[int]) -> None:
         """Compile for these batch sizes now; see ``Session.prepare``."""
-        for part in sorted({p for count in counts for p in buckets(count)}):
+        for part in sorted({p for count in counts for p in self.parts(count)}):
             self.compiled(part)
 
     def close(self) -> None:
@@ -170,6 +185,9 @@ class OpenVinoSession:
             slot._requests.clear()
             slot._bound.clear()
         self._compiled.clear()
+        # Whoever still holds the session need not hold its weights.
+        self._weights = np.empty(0, np.uint8)
+        del self._source
 
 
 class OpenVino:

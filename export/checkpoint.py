@@ -161,11 +161,25 @@ def load_weights(module: nn.Module, state: State, where: str, ignore: tuple[str,
     )
     if shapes:
         problems.append(f"mis-shaped {_some(shapes)}")
+    fitting = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
+    kinds = sorted(
+        f"{k} holds {v.dtype}"
+        for k, v in fitting.items()
+        if own[k].is_floating_point() and not v.is_floating_point()
+    )
+    if kinds:
+        problems.append(f"not of floats: {_some(kinds)}")
+    # Finite after the cast: a double may be too large for the network's own type.
     bad = sorted(
-        k for k, v in given.items() if k in own and v.is_floating_point() and not torch.isfinite(v).all()
+        k
+        for k, v in fitting.items()
+        if v.is_floating_point() and not torch.isfinite(v.to(own[k].dtype)).all()
     )
     if bad:
         problems.append(f"not finite {_some(bad)}")
+    negative = sorted(k for k, v in fitting.items() if k.endswith("running_var") and bool((v < 0).any()))
+    if negative:
+        problems.append(f"negative variances in {_some(negative)}")
     if problems:
         raise CheckpointError(f"{where} does not fit the network: {'; '.join(problems)}")
     module.load_state_dict(given, strict=False)

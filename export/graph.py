@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -135,6 +136,9 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     model = program.model_proto
+    # The program is a circle of references that holds the weights once more.
+    del program
+    gc.collect()
     _rename(model, ensemble)
     _fold_moved_weights(model)
     strip_debris(model)

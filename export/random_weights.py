@@ -113,7 +113,7 @@ class Samples:
 def _begin(module: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Draw every layer's weights so that a ReLU behind it keeps the variance."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -166,10 +166,11 @@ def _calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         if not spread > 0:
             return output
         layer.weight.div_(spread)
-        bias = 0.0 if layer.bias is None else layer.bias
-        if isinstance(layer, nn.Conv1d) and layer.bias is not None:
-            bias = layer.bias[:, None]
-        return (output - bias) / spread + bias
+        bias: Any = 0.0 if layer.bias is None else layer.bias
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+            bias = layer.bias[:, None, None]
+        scaled: Tensor = (output - bias) / spread + bias
+        return scaled
 
     module.eval()
     for norm in norms:
@@ -180,7 +181,7 @@ def _calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         hooks = [
             m.register_forward_hook(unit_variance)
             for m in module.modules()
-            if isinstance(m, nn.Linear | nn.Conv1d)
+            if isinstance(m, nn.Linear | nn.Conv2d)
         ]
     with torch.no_grad():
         module(*inputs)

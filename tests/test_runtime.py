@@ -542,3 +542,20 @@ def test_a_photograph_turned_in_its_exif_says_what_the_upright_one_says(rt: Runt
     upright.transpose(Image.Transpose.ROTATE_90).save(turned, "PNG", exif=exif)
     one, other = rt.features([upright, turned.getvalue()])["features"]
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_engine_is_compiled_for_two_batch_sizes_only(
+    tiny_bundle: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every size holds its own copy of the weights, which is nothing for a small engine and gigabytes for a large one."""
+    openvino = pytest.importorskip("vsa_rt.engines.openvino", reason="the engine is OpenVINO's")
+    with vsa_rt.load(tiny_bundle, target="openvino:cpu", precision="fp32") as runtime:
+        session: Any = runtime.session
+        wanted = runtime(pictures[:7])
+        assert session.parts(3) == [2, 1]
+        assert set(session._compiled) == {1, 2, 4}
+    monkeypatch.setattr(openvino, "LARGE", 0)
+    with vsa_rt.load(tiny_bundle, target="openvino:cpu", precision="fp32") as runtime:
+        session = runtime.session
+        assert close(runtime(pictures[:7]), wanted)
+        assert set(session._compiled) == {1, 4}

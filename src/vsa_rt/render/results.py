@@ -63,7 +63,7 @@ def _write_csv(lines: Iterable[dict[str, Any]]) -> None:
     for line in lines:
         best = max(line["scores"].values(), default="")
         writer.writerow(
-            [line["path"], line["label"] or "", " ".join(line["labels"]), best, line["error"] or ""]
+            [line["path"], line["label"] or "", "|".join(line["labels"]), best, line["error"] or ""]
         )
 
 
@@ -75,7 +75,7 @@ def _write_table(lines: Iterable[dict[str, Any]]) -> None:
         else:
             scores = "  ".join(f"{name} {score:.3f}" for name, score in line["scores"].items())
             table.add_row(
-                escape(line["path"]), f"[bold]{escape(line['label'] or ' '.join(line['labels']))}[/]", scores
+                escape(line["path"]), f"[bold]{escape(line['label'] or ', '.join(line['labels']))}[/]", scores
             )
     Console().print(table)
 
