@@ -70,7 +70,7 @@ def make_data(recipe: Recipe, source: Path, count: int, folder: Path) -> Path:
         for given in filter(None, map(tensor_input, needed_backbones(recipe))):
             with Image.open(path) as picture:
                 rows = stand_in(picture.convert("RGB"), *given)
-            np.save(path.with_suffix(f".{given[0]}.npy"), rows)
+            np.save(path.with_name(f"{path.name}.{given[0]}.npy"), rows)
     paths = [images / p.path.name for p in chosen]
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -152,9 +152,12 @@ class _TapSums:
     norm: float = 0.0
     worst_mean: float = 0.0
     images: int = 0
+    pixels: bool = True
 
-    def add(self, items: Sequence[str], reference: Array, candidate: Array) -> None:
-        self.images += len(items)
+    def add(self, items: Sequence[str], reference: Array, candidate: Array, again: bool) -> None:
+        # Rounding averages out over images, not over the same image computed again.
+        self.images += 0 if again else len(items)
+        self.pixels = reference.dtype == np.uint8
         r = reference.reshape(len(items), -1).astype(np.float64)
         c = candidate.reshape(len(items), -1).astype(np.float64)
         gap = np.abs(c - r)
@@ -203,6 +206,8 @@ def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
     if kind == "input":
         if sums.broken:
             return f"not a number; {worst}"
+        if not sums.pixels:  # a ready tensor: there is nothing to resize
+            return f"differs by {sums.max_abs:.3g}; worst {worst}" if sums.max_abs else ""
         if sums.worst_mean > allowed.levels:
             what = f"mean difference {sums.worst_mean:.3g} levels"
             return f"{what}, allowed {allowed.levels:g}; worst {worst}"
@@ -264,14 +269,19 @@ class Comparison:
     _right: list[tuple[float, float]] = field(default_factory=list)
 
     def _add(
-        self, kind: str, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
+        self,
+        kind: str,
+        items: Sequence[str],
+        reference: Mapping[str, Array],
+        candidate: Mapping[str, Array],
+        again: bool = False,
     ) -> None:
         for name, r in reference.items():
             if name not in candidate or candidate[name].shape != r.shape:
                 got = candidate[name].shape if name in candidate else "nothing"
                 raise VsaError(f"{self.stage}: tap {name!r} gives {got}, the reference {r.shape}")
             role = "scores" if name == "scores" else kind
-            self._taps.setdefault((name, role), _TapSums()).add(items, r, candidate[name])
+            self._taps.setdefault((name, role), _TapSums()).add(items, r, candidate[name], again)
 
     def add_inputs(
         self, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
@@ -306,7 +316,7 @@ class Comparison:
         self, items: Sequence[str], reference: Mapping[str, Array], candidate: Mapping[str, Array]
     ) -> None:
         """Compare images again that another batch size computed: their taps count, their labels do not twice."""
-        self._add("features", items, reference, candidate)
+        self._add("features", items, reference, candidate, again=True)
 
     def _decide(
         self,

@@ -45,12 +45,15 @@ class OpenOptions:
         threads: Cores that all streams use together.
         streams: Calls that may run at the same time, each on its share of the threads.
         slots: Sets of buffers; with more of them than streams, the host fills one while the engine works.
+        first: Batch size that is compiled at once, where each is compiled by itself: an engine that cannot run
+            here is to be refused when it is opened.
     """
 
     max_batch: int
     threads: int
     streams: int = 1
     slots: int = 1
+    first: int = 1
 
 
 class Slot(Protocol):

@@ -121,7 +121,7 @@ class OpenVinoSession:
         self._closed = False
         self._check_tensors(self._read())
         # Once now: an engine that this machine cannot run is to be refused when it is opened, not at its first call.
-        self.compiled(1)
+        self.compiled(options.first)
         self.slots = [OpenVinoSlot(self) for _ in range(options.slots)]
 
     def _read(self) -> ov.Model:

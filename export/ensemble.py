@@ -40,7 +40,10 @@ class Ensemble(nn.Module):
         self.head = head
         widths = {b.name: b.width for b in backbones}
         self.taps = [
-            *(TapRecord(name=b.name, width=b.width, kind="backbone") for b in self.trunk.computed),
+            *(
+                TapRecord(name=b.name, width=b.width, kind="backbone", reads=self.trunk.same.get(b.reads, ""))
+                for b in self.trunk.computed
+            ),
             TapRecord(name="features", width=sum(widths[n] for n in recipe.head.features), kind="features"),
             *head_tap_records(recipe),
         ]
@@ -128,11 +131,10 @@ def load_ensemble(
     """
     weights = weights or {}
     backbones = load_backbones(recipe, folder, weights, random_seed)
-    widths = {b.name: b.width for b in backbones}
     if random_seed is not None and "head" not in weights:
-        head, head_record, data = random_head(recipe, widths, random_seed)
+        head, head_record, data = random_head(recipe, backbones, random_seed)
     else:
-        head, head_record, data = load_head(recipe, folder, widths, weights.get("head"))
+        head, head_record, data = load_head(recipe, folder, backbones, weights.get("head"))
     module = Ensemble(recipe, backbones, head).eval()
     by_resize = {b.resize: b.made.transform for b in backbones}
     return LoadedEnsemble(
@@ -143,6 +145,6 @@ def load_ensemble(
             if i.resize is not None
         },
         checkpoints={b.name: b.record for b in backbones} | {"head": head_record},
-        widths=widths,
+        widths={b.name: b.width for b in backbones},
         head_file=data,
     )

@@ -78,7 +78,7 @@ def _split_normalisations(model: onnx.ModelProto) -> None:
     """
     known = {t.name: t for t in model.graph.initializer}
     maps = _maps(model)
-    taken = {n for node in model.graph.node for n in (*node.input, *node.output)} | known.keys()
+    taken = _names(model.graph)
     nodes: list[onnx.NodeProto] = []
 
     def fresh(name: str) -> str:
@@ -118,6 +118,17 @@ def _maps(model: onnx.ModelProto) -> set[str]:
     }
 
 
+def _names(graph: onnx.GraphProto) -> set[str]:
+    """Every name in a graph and in the graphs inside its nodes."""
+    found = {v.name for v in (*graph.input, *graph.output, *graph.initializer)}
+    for node in graph.node:
+        found.update(node.input, node.output)
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.type in _GRAPHS else []), *attribute.graphs):
+                found |= _names(inner)
+    return found
+
+
 class _Bfloat16:
     """Rewrites one graph: chosen nodes read and write bfloat16, casts stand at the borders."""
 
@@ -130,7 +141,7 @@ class _Bfloat16:
         self.full: dict[str, str] = {}  # bf16 name -> its fp32 twin
         self.born_low: set[str] = set()  # names whose tensor is now bf16
         self.inner = _names_in_subgraphs(model.graph)
-        self.taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self.taken = _names(model.graph)
 
     def _unique(self, name: str) -> str:
         """A name that no tensor of the graph has yet."""

@@ -88,9 +88,8 @@ def _log_mixture(head: MoeHead, features: Tensor) -> tuple[Tensor, Tensor]:
     1 - o is the sum of gate times (1 - expert), the dummy's gate counted whole, because a class's gates sum to 1.
     Both sums are taken in log space: they stay finite, and have a gradient, where a gate or an expert is saturated.
     """
-    shared = functional.relu(head.dropout(head.fc(features)))
-    gates = functional.log_softmax(head.gates(shared).reshape(-1, head.classes, head.count + 1), 2)
-    experts = head.experts(shared).reshape(-1, head.classes, head.count)
+    raw_gates, experts = head.raw(features)
+    gates = functional.log_softmax(raw_gates, 2)
     real, dummy = gates[:, :, : head.count], gates[:, :, head.count :]
     said = torch.logsumexp(real + functional.logsigmoid(experts), 2)
     unsaid = torch.logsumexp(torch.cat([real + functional.logsigmoid(-experts), dummy], 2), 2)

@@ -90,6 +90,11 @@ class _Batch:
         except ItemError as error:
             self.errors[row] = error
 
+    def failed(self, row: int, error: BaseException) -> None:
+        """Make a fault of ours this item's error: the others still get their answers."""
+        index, source = self.items[row]
+        self.errors[row] = ItemError(item_name(source, index), f"internal error: {error!r}")
+
     def arrived(self) -> bool:
         """Count one item as prepared; true for the last one."""
         with self._lock:
@@ -182,7 +187,7 @@ class Runtime:
         Args:
             images: Paths, encoded bytes, PIL images and uint8 arrays ``(H, W, 3)`` in RGB, mixed; or one of
                 them. Where the graph takes ready tensors too, an ``Item`` has them beside its image, and a
-                path in files beside it (``photo.objects.npy``).
+                path in files beside it (``photo.jpg.objects.npy``).
 
         Returns:
             One ``Sentiment`` or ``ItemError`` per image.
@@ -306,10 +311,14 @@ class Runtime:
             yield from under_way.popleft().result()
 
     def _run_here(self, chunk: list[tuple[int, Any]], take: Take[T]) -> list[T | ItemError]:
+        preprocessor = self._require_preprocessor()
         batch = _Batch(self._take_slot(), chunk)
         try:
             for row in range(len(chunk)):
-                batch.prepare(row, self._require_preprocessor())
+                try:
+                    batch.prepare(row, preprocessor)
+                except Exception as error:  # noqa: BLE001 - of whatever kind, but an interrupt is the caller's
+                    batch.failed(row, error)
             with self._streams:
                 return batch.run(take)
         finally:
@@ -339,10 +348,8 @@ class Runtime:
         def prepare(row: int) -> None:
             try:
                 batch.prepare(row, self._require_preprocessor())
-            except BaseException as error:  # noqa: BLE001 - a fault of ours becomes the item's: nobody waits for ever
-                batch.errors[row] = ItemError(
-                    item_name(chunk[row][1], chunk[row][0]), f"internal error: {error!r}"
-                )
+            except BaseException as error:  # noqa: BLE001 - of whatever kind: nobody waits for ever
+                batch.failed(row, error)
             if batch.arrived():
                 submit(self._runners, run)
 

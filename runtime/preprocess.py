@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from vsa_rt.contracts import Item, Resample, ResizeSpec
 from vsa_rt.errors import ItemError
-from vsa_rt.runtime.companions import fill, tensors_of
+from vsa_rt.runtime.companions import fill, require_image_file, tensors_of
 from vsa_rt.runtime.decode import decode
 from vsa_rt.runtime.resample import ResizeRefused, resize
 from vsa_rt.runtime.two_tap import TWO_TAP
@@ -72,6 +73,7 @@ class Preprocessor:
 
         Args:
             source: See ``decode``; an ``Item`` brings its ready tensors, a path has them in files beside it.
+                Without ``specs`` nothing is decoded, but a path must lead to a file.
             outputs: Input name to a C-contiguous view ``(height, width, 3)`` or ``(rows, width)``; names beyond
                 ``specs`` and ``rows`` are left alone.
             item: What to call the source in an error.
@@ -82,12 +84,17 @@ class Preprocessor:
             KeyError: An output is missing.
             ValueError: An output has another shape, dtype or layout.
         """
+        picture: ImageSource = source.image if isinstance(source, Item) else source
+        # The image first: where it is absent, so are its files, and that is not what has to be said.
+        if self.specs:
+            self._write_pixels(picture, outputs, item)
+        elif isinstance(picture, str | os.PathLike):
+            require_image_file(picture, item)
         if self.rows:
             for name, rows in tensors_of(source, self.rows, item).items():
                 fill(name, rows, outputs[name], item)
-        picture: ImageSource = source.image if isinstance(source, Item) else source
-        if not self.specs:
-            return
+
+    def _write_pixels(self, picture: ImageSource, outputs: Mapping[str, NDArray[Any]], item: str) -> None:
         targets = [(spec, outputs[names[0]]) for spec, names in self._names.items()]
         image = decode(picture, item=item, at_least=self._at_least)
         try:

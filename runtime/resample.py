@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vsa_rt.contracts import MAX_PIXELS, ResizeSpec
+from vsa_rt.contracts import MAX_PIXELS, Resample, ResizeSpec
 from vsa_rt.runtime.two_tap import TWO_TAP, resize_two_tap
 
 try:
@@ -56,6 +56,11 @@ def implementation() -> Literal["native", "pillow"]:
 def instruction_set() -> str:
     """Name the instruction set that the native kernel uses here, such as ``avx2``; empty without it."""
     return "" if _native is None or _pass_order() is None else _native.kernels()[0]
+
+
+def effective(mode: Resample, kernels: Sequence[str]) -> Resample:
+    """How images are really resized: ``fast`` changes nothing where some input's kernel is not antialiased."""
+    return Resample.EXACT if TWO_TAP.intersection(kernels) else mode
 
 
 def resize(image: NDArray[np.uint8], targets: Sequence[tuple[ResizeSpec, NDArray[np.uint8]]]) -> None:

@@ -43,7 +43,7 @@ def items_from_paths(paths: Iterable[str], glob: str | None = None) -> Iterator[
 
     Args:
         paths: Files are taken as they are; folders are walked recursively in sorted order, every regular file
-            an item; hidden ones and ready tensors beside images (``a.objects.npy``) left out, linked folders
+            an item; hidden ones and ready tensors beside images (``a.jpg.objects.npy``) left out, linked folders
             not followed.
         glob: Take only files of a folder whose name fits this pattern.
 

@@ -197,7 +197,7 @@ def wired_data(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     for path in sorted(folder.rglob("*.png")):
         with Image.open(path) as picture:
             rows = stand_in(picture.convert("RGB"), "objects", [6, 96])
-        np.save(path.with_suffix(".objects.npy"), rows)
+        np.save(path.with_name(f"{path.name}.objects.npy"), rows)
     return folder
 
 

@@ -21,7 +21,8 @@ import vsa_rt
 from vsa_rt.bundle import MANIFEST, Bundle, hash_file, new_folder, seal_folder
 from vsa_rt.contracts import ResizeSpec, Sentiment
 from vsa_rt.errors import BundleError, GateError
-from vsa_rt.manifest import FileRecord, manifest_from_json, manifest_to_json, seal
+from vsa_rt.manifest import FileRecord, InputRecord, TapRecord, manifest_from_json, manifest_to_json, seal
+from vsa_rt.recipe import Backbone, Head
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Reseal = Callable[..., None]
@@ -405,3 +406,106 @@ def test_golden_tensors_are_numbers_only(tmp_path: Path) -> None:
     for bad in ((tmp_path / "o.npz").read_bytes(), data[:40], b"", b"PK\x03\x04rubbish"):
         with pytest.raises(BundleError, match="golden"):
             read_golden(bad)
+
+
+# The recipe inside a manifest, against the manifest
+
+_OBJECTS = InputRecord(name="objects", dtype="float32", shape=[6, 96], rows=True)
+
+
+def _encoder(name: str, architecture: str = "timm:test_resnet") -> Backbone:
+    return Backbone(name=name, architecture=architecture)
+
+
+def _graph_of_objects(**options: Any) -> Backbone:
+    return Backbone(name="g", architecture="object-graph", reads="r", options={"count": 6} | options)
+
+
+@pytest.fixture
+def wired(tiny_bundle: Path) -> Callable[..., bytes]:
+    """A manifest with a digest that is right, of a recipe whose object graph takes ready objects."""
+    known = Bundle.open(tiny_bundle).manifest
+
+    def make(
+        *more: Backbone,
+        options: dict[str, Any] | None = None,
+        inputs: list[InputRecord] | None = None,
+        taps: dict[str, str] | None = None,
+    ) -> bytes:
+        assert known.recipe is not None
+        backbones = [_encoder("r"), _graph_of_objects(**(options or {"features": 96})), *more]
+        head = Head(kind="linear", features=[b.name for b in backbones])
+        recipe = msgspec.structs.replace(known.recipe, backbones=backbones, head=head)
+        kinds = {"r": "backbone", "g": "backbone"} if taps is None else taps
+        records = [msgspec.convert({"name": n, "width": 96, "kind": k}, TapRecord) for n, k in kinds.items()]
+        scores = [t for t in known.taps if t.kind == "scores"]
+        images = [i for i in known.inputs if i.resize is not None]
+        given = [*images, *([_OBJECTS] if inputs is None else inputs)]
+        changed = msgspec.structs.replace(known, recipe=recipe, inputs=given, taps=[*records, *scores])
+        return manifest_to_json(seal(changed))
+
+    return make
+
+
+def test_a_manifest_that_fits_its_recipe_is_read(wired: Callable[..., bytes]) -> None:
+    assert manifest_from_json(wired(), "here").inputs[-1] == _OBJECTS
+    # What is computed once is one tap; which backbone it stands for, the weights have decided.
+    assert manifest_from_json(wired(_encoder("twin")), "here").taps[0].name == "r"
+    boxes = InputRecord(name="boxes", dtype="float32", shape=[6, 4], rows=True)
+    manifest_from_json(wired(options={"objects": "boxes"}, inputs=[boxes]), "here")
+    manifest_from_json(wired(options={"objects": "grid", "count": 5}, inputs=[]), "here")
+
+
+UNLIKE_ITS_RECIPE: dict[str, tuple[dict[str, Any], str]] = {
+    "an input that is missing": ({"inputs": []}, "'objects'"),
+    "another number of rows": (
+        {"inputs": [msgspec.structs.replace(_OBJECTS, shape=[7, 96])]},
+        r"'objects' .*\[7, 96\]",
+    ),
+    "rows of another length": (
+        {"inputs": [msgspec.structs.replace(_OBJECTS, shape=[6, 95])]},
+        r"'objects' .*\[6, 95\]",
+    ),
+    "no rows": ({"inputs": [msgspec.structs.replace(_OBJECTS, rows=False)]}, "'objects'"),
+    "another name": ({"inputs": [msgspec.structs.replace(_OBJECTS, name="items")]}, "'items'|'objects'"),
+    "one input twice": ({"inputs": [_OBJECTS, _OBJECTS]}, "'objects' .*twice"),
+    "an input that nobody takes": (
+        {"inputs": [_OBJECTS, msgspec.structs.replace(_OBJECTS, name="frames")]},
+        "'frames'",
+    ),
+    "a ready tensor without rows that nobody takes": (
+        {"inputs": [_OBJECTS, InputRecord(name="extra", dtype="float32", shape=[3])]},
+        "'extra'",
+    ),
+    "objects where boxes are taken": ({"options": {"objects": "boxes"}}, "'objects'|'boxes'"),
+    "objects where a grid is laid": ({"options": {"objects": "grid", "count": 5}}, "'objects'"),
+    "a feature without a tap": ({"taps": {"r": "backbone"}}, "'g'"),
+    "a feature whose tap is another thing": ({"taps": {"r": "backbone", "g": "features"}}, "'g'"),
+    "one tap twice": ({"taps": {"r": "backbone", "g": "backbone", "scores": "backbone"}}, "'scores' .*twice"),
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE_ITS_RECIPE)
+def test_a_manifest_unlike_its_recipe_is_refused(wired: Callable[..., bytes], name: str) -> None:
+    changes, says = UNLIKE_ITS_RECIPE[name]
+    with pytest.raises(BundleError, match=f"contradicts itself: .*({says}).*; rebuild the bundle"):
+        manifest_from_json(wired(**changes), "here")
+
+
+def test_a_shared_tap_is_of_the_same_architecture(wired: Callable[..., bytes]) -> None:
+    with pytest.raises(BundleError, match=r"contradicts itself: .*'other'"):
+        manifest_from_json(wired(_encoder("other", "timm:test_efficientnet")), "here")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"features": 65536}, {"features": 96, "count": 65536}, {"features": 96, "count": 10**30}],
+    ids=["wide", "long", "endless"],
+)
+def test_a_manifest_whose_recipe_would_not_fit_in_memory_is_refused(
+    wired: Callable[..., bytes], options: dict[str, int]
+) -> None:
+    shape = [options.get("count", 6), options["features"]]
+    given = [msgspec.structs.replace(_OBJECTS, shape=shape)]
+    with pytest.raises(BundleError, match=r"here: .*`backbones\[1\]\.options|here: .*out of range"):
+        manifest_from_json(wired(options=options, inputs=given if shape[0] < 2**63 else None), "here")

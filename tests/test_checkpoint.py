@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -9,31 +10,32 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import CheckpointError, RecipeError, UsageError
-from vsa_rt.recipe import Backbone, Checkpoint
-from vsa_rt.recipe_file import read_recipe
+from vsa_rt.recipe import Backbone, Checkpoint, Recipe
+from vsa_rt.recipe_file import read_recipe, with_options
 
 reason = "checkpoints are read by torch into timm networks"
 torch = pytest.importorskip("torch", reason=reason)
 timm = pytest.importorskip("timm", reason=reason)
 safetensors_torch = pytest.importorskip("safetensors.torch", reason=reason)
 
-from vsa_rt.export.backbones import load_backbone
+from vsa_rt.export.backbones import LoadedBackbone, load_backbone
 from vsa_rt.export.checkpoint import (
     load_weights,
     timm_keys_from_efficientnet_pytorch,
 )
-from vsa_rt.export.ensemble import load_ensemble
+from vsa_rt.export.ensemble import load_backbones, load_ensemble
 from vsa_rt.export.formats import read_checkpoint
 from vsa_rt.export.head import head_to_bytes, load_head, make_head
 
 State = dict[str, Any]
 Change = Callable[[State], State]
-WIDTHS = {"small": 256, "other": 96}
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +276,13 @@ def test_the_published_weights_see_espresso(lite: str, coffee: Path) -> None:
 # Heads
 
 
+def backbones_of(path: Path, seed: int | None = None) -> list[LoadedBackbone]:
+    return load_backbones(read_recipe(path), path.parent, {}, seed)
+
+
 def test_a_head_fits_its_recipe_only(tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(tiny_recipe)
-    head, record, data = load_head(recipe, tiny_recipe.parent, WIDTHS)
+    recipe, backbones = read_recipe(tiny_recipe), backbones_of(tiny_recipe)
+    head, record, data = load_head(recipe, tiny_recipe.parent, backbones)
     assert Path(record.found).name == "head.safetensors"
     assert data == (tiny_recipe.parent / "head.safetensors").read_bytes()
     assert not head.training
@@ -296,29 +302,141 @@ def test_a_head_fits_its_recipe_only(tiny_recipe: Path, tmp_path: Path) -> None:
         path = tmp_path / "changed.toml"
         path.write_text(text.replace(old, new), encoding="utf-8")
         with pytest.raises(CheckpointError, match=says):
-            load_head(read_recipe(path), tiny_recipe.parent, WIDTHS)
+            load_head(read_recipe(path), tiny_recipe.parent, backbones)
+    wider = dataclasses.replace(backbones[1], made=dataclasses.replace(backbones[1].made, width=97))
     with pytest.raises(CheckpointError, match="trained for features"):
-        load_head(recipe, tiny_recipe.parent, WIDTHS | {"other": 97})
+        load_head(recipe, tiny_recipe.parent, [backbones[0], wider])
+
+
+def rolled(path: Path, out: Path) -> Path:
+    """The same weights with one tensor moved about."""
+    state = safetensors_torch.load_file(path)
+    state["conv_stem.weight"] = torch.roll(state["conv_stem.weight"], 1, 0)
+    safetensors_torch.save_file(state, out)
+    return out
+
+
+def test_a_head_is_refused_over_other_weights_in_a_file(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe, folder = read_recipe(tiny_recipe), tiny_recipe.parent
+    other = {"small": rolled(folder / "small.safetensors", tmp_path / "small.safetensors")}
+    with pytest.raises(CheckpointError, match=r"over another 'small': weights .*--weights small=PATH"):
+        load_ensemble(recipe, folder, other)
+    with pytest.raises(CheckpointError, match=r"over another 'small': weights .*fit it again"):
+        load_ensemble(recipe, folder, {"head": folder / "head.safetensors"}, random_seed=7)
+
+
+def with_backbone(recipe: Recipe, name: str, **fields: Any) -> Recipe:
+    """The recipe with some fields of one backbone replaced."""
+    return msgspec.structs.replace(
+        recipe,
+        backbones=[msgspec.structs.replace(b, **fields) if b.name == name else b for b in recipe.backbones],
+    )
+
+
+def reads_another(recipe: Recipe) -> Recipe:
+    encoder = next(b for b in recipe.backbones if b.name == "r")
+    changed = with_backbone(recipe, "s", reads="q")
+    more = [msgspec.structs.replace(encoder, name="q"), *changed.backbones]
+    return msgspec.structs.replace(changed, backbones=more)
+
+
+WARPED = ResizeSpec(height=160, width=160, fit="warp", kernel="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("change", "seed", "says"),
+    [
+        (lambda r: r, 8, "another 'r': weights .*seed 7.* there, .*seed 8.* here; .*--random-weights 7"),
+        (
+            lambda r: with_options(r, {"s.attention": "raw"}),
+            7,
+            'another \'s\': option attention "one" there, "raw" here; .*--set s.attention=one',
+        ),
+        (lambda r: with_options(r, {"s.normalised": "false"}), 7, "--set s.normalised=true"),
+        (
+            lambda r: with_backbone(r, "r", resize=WARPED),
+            7,
+            'preprocessing fit "shortest" there, "warp" here',
+        ),
+        (reads_another, 7, 'another \'s\': reads "r" there, "q" here'),
+        (lambda r: with_backbone(r, "g", reads="s"), 7, 'another \'g\': reads "r" there, "s" here'),
+    ],
+    ids=["seed", "option", "flag", "resize", "reads", "maker-of-ready-tensors"],
+)
+def test_a_head_is_refused_over_other_backbones(
+    wired_recipe: Path, change: Callable[[Recipe], Recipe], seed: int, says: str
+) -> None:
+    """Every feature is as wide as the head expects, and another one."""
+    recipe, files = read_recipe(wired_recipe), {"head": wired_recipe.parent / "head.safetensors"}
+    assert load_ensemble(recipe, wired_recipe.parent, files, 7).checkpoints["head"].random_seed is None
+    with pytest.raises(CheckpointError, match=says) as caught:
+        load_ensemble(change(recipe), wired_recipe.parent, files, seed)
+    assert "\n" not in str(caught.value)
+    assert "fit it again" in str(caught.value)
+
+
+def test_a_head_is_refused_over_another_architecture(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe, folder = read_recipe(tiny_recipe), tiny_recipe.parent
+    changed = with_backbone(recipe, "small", architecture="timm:test_efficientnet_gn")
+    says = 'another \'small\': architecture "timm:test_efficientnet" there, "timm:test_efficientnet_gn" here'
+    with pytest.raises(CheckpointError, match=says):
+        load_ensemble(changed, folder, {"head": folder / "head.safetensors"}, random_seed=7)
+
+
+def test_the_order_of_the_recipes_tables_is_not_the_heads_concern(tiny_recipe: Path) -> None:
+    recipe, backbones = read_recipe(tiny_recipe), backbones_of(tiny_recipe)
+    head = make_head(recipe, 352)
+    turned = msgspec.structs.replace(recipe, backbones=recipe.backbones[::-1])
+    assert head_to_bytes(head, recipe, backbones) == head_to_bytes(head, turned, backbones[::-1])
+    load_head(turned, tiny_recipe.parent, backbones[::-1])
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        "",
+        "nonsense",
+        "[]",
+        "{}",
+        '{"small": 3}',
+        '{"small": {"architecture": "timm:test_efficientnet"}}',
+    ],
+)
+def test_a_head_that_does_not_say_what_it_was_fitted_over_is_refused(
+    tiny_recipe: Path, tmp_path: Path, record: str | None
+) -> None:
+    from safetensors import safe_open
+
+    recipe, path = read_recipe(tiny_recipe), tmp_path / "head.safetensors"
+    with safe_open(tiny_recipe.parent / "head.safetensors", "pt") as known:
+        metadata, state = dict(known.metadata()), {k: known.get_tensor(k) for k in known.keys()}  # noqa: SIM118
+    assert metadata.pop("backbones")
+    safetensors_torch.save_file(state, path, metadata | ({} if record is None else {"backbones": record}))
+    with pytest.raises(
+        CheckpointError, match=r"does not say over which 'small' it was fitted.*; fit it again"
+    ):
+        load_head(recipe, tmp_path, backbones_of(tiny_recipe))
 
 
 def test_a_damaged_head_is_one_error(tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(tiny_recipe)
+    recipe, backbones = read_recipe(tiny_recipe), backbones_of(tiny_recipe)
     whole = (tiny_recipe.parent / "head.safetensors").read_bytes()
     path = tmp_path / "head.safetensors"
     for data in (whole[:-8], whole[:30], b"", b"\xff" * 64, safetensors_torch.save({"x": torch.zeros(2)})):
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match=r"head\.safetensors"):
-            load_head(recipe, tmp_path, WIDTHS)
+            load_head(recipe, tmp_path, backbones)
 
 
 def test_a_head_that_is_not_finite_is_refused(tiny_recipe: Path, tmp_path: Path) -> None:
-    recipe = read_recipe(tiny_recipe)
+    recipe, backbones = read_recipe(tiny_recipe), backbones_of(tiny_recipe)
     head: Any = make_head(recipe, 352)
     with torch.no_grad():
         head.fc.bias[0] = float("nan")
-    (tmp_path / "head.safetensors").write_bytes(head_to_bytes(head, recipe, WIDTHS))
+    (tmp_path / "head.safetensors").write_bytes(head_to_bytes(head, recipe, backbones))
     with pytest.raises(CheckpointError, match=r"not finite fc\.bias"):
-        load_head(recipe, tmp_path, WIDTHS)
+        load_head(recipe, tmp_path, backbones)
 
 
 def test_weights_for_a_backbone_that_is_not_there_are_refused(tiny_recipe: Path, tmp_path: Path) -> None:

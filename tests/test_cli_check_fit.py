@@ -101,7 +101,7 @@ def test_fit_repeats_to_the_last_byte(
     assert set(report) == {
         "recipe", "head", "task", "threshold", "data", "data_sha256", "photographs", "labels", "seed", "preset",
         "split", "fold_files", "tested", "train_only", "label_accuracy", "confusion", "routing", "checkpoints",
-        "head_sha256", "settings", "command", "versions",
+        "backbones", "random_seed", "head_sha256", "settings", "command", "versions",
         *(f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_std")),
     }  # fmt: skip
     assert str(tmp_path) not in outs[0].with_suffix(".json").read_text()
@@ -117,6 +117,52 @@ def test_the_reports_command_repeats_the_fit(
     command = json.loads(out.with_suffix(".json").read_text())["command"]
     for part in ("--seed 3", "--folds 3", "--random-weights 5"):
         assert part in command
+
+
+def test_a_head_of_another_reading_is_refused_by_the_next_command(
+    here: Cli, wired_recipe: Path, wired_data: Path, tmp_path: Path
+) -> None:
+    head = tmp_path / "h.safetensors"
+    raw = ["--set", "s.attention=raw"]
+    done = here("fit", wired_recipe, "--data", wired_data, "-o", head, "--random-weights", 7, *raw)
+    assert done.returncode == 0, done.stderr
+    assert "random weights (seed 7): r, s, g" in done.stdout
+    report = json.loads(head.with_suffix(".json").read_text())
+    assert report["command"].endswith("--random-weights 7 --set s.attention=raw")
+    assert report["random_seed"] == 7
+    assert list(report["backbones"]) == ["r", "s", "g"]
+    s = report["backbones"]["s"]
+    assert (s["architecture"], s["reads"], s["random_seed"]) == ("dual-encoding", "r", 7)
+    assert s["options"] == {"attention": "raw", "normalised": True, "frames": 1, "features": 2048}
+    assert s["sha256"] == report["checkpoints"]["s"]
+    assert report["backbones"]["r"]["resize"]["height"] == 160
+    base = ["export", wired_recipe, "-o", tmp_path / "out", "--weights", f"head={head}", "--data", wired_data]
+    fails(here(*base, "--random-weights", 7), 2, "'s': option attention .*--set s.attention=raw")
+    fails(here(*base, "--random-weights", 8, *raw), 2, "'r': weights .*--random-weights 7")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_says_nothing_of_random_weights_where_there_are_none(
+    here: Cli, tiny_recipe: Path, tiny_weights: dict[str, Path], toy_data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "h.safetensors"
+    base = ["fit", tiny_recipe, "--data", toy_data, "-o", out, "--random-weights", 5]
+    assert (
+        "random weights (seed 5): other\n"
+        in here(*base, "--weights", f"small={tiny_weights['small']}").stdout
+    )
+    report = json.loads(out.with_suffix(".json").read_text())
+    assert (report["random_seed"], report["backbones"]["small"]["random_seed"]) == (5, None)
+    named = [word for name, path in tiny_weights.items() for word in ("--weights", f"{name}={path}")]
+    assert "random weights" not in here(*base, *named).stdout
+    assert json.loads(out.with_suffix(".json").read_text())["random_seed"] is None
+
+
+def test_fit_takes_no_head(here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path) -> None:
+    head, out = tiny_recipe.parent / "head.safetensors", tmp_path / "h.safetensors"
+    done = here("fit", tiny_recipe, "--data", toy_data, "-o", out, "--weights", f"head={head}")
+    fails(done, 2, "--weights head=.*: fit trains the head")
+    assert not out.exists()
 
 
 def test_fit_prints_folds_and_confusion_and_names_what_it_left_out(

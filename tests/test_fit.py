@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vsa_rt.dataset import Photograph
 from vsa_rt.errors import CheckpointError, DatasetError, RecipeError, UsageError, VsaError
 from vsa_rt.recipe import Recipe
 from vsa_rt.recipe_file import read_recipe
@@ -25,6 +30,7 @@ from vsa_rt.export import training
 from vsa_rt.pipeline import features as features_module
 from vsa_rt.pipeline import fit as module
 from vsa_rt.pipeline import metrics
+from vsa_rt.pipeline.features import data_key
 from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
 
 
@@ -151,8 +157,9 @@ def test_several_labels_from_the_table_to_the_report(
     variant: Callable[..., Path], several_data: Path, tmp_path: Path, cache: Path, kind: str
 ) -> None:
     labels = ('labels = ["dark", "bright"]', 'labels = ["drink", "bright"]\nthreshold = 0.4')
-    head = ('kind = "linear"', f'kind = "{kind}"\nhidden = [8]\ndropout = 0.0')
-    recipe = variant(('"binary"', '"multi-label"'), labels, head, fit=QUICK)
+    own, schedule = ("", "") if kind == "linear" else ("\nhidden = [8]\ndropout = 0.0", QUICK)
+    head = ('kind = "linear"', f'kind = "{kind}"{own}')
+    recipe = variant(('"binary"', '"multi-label"'), labels, head, fit=schedule)
     out = tmp_path / "h.safetensors"
     report = run(recipe, several_data, out, cache=cache, folds=3)
     assert (report.task, report.threshold) == ("multi-label", 0.4)
@@ -164,6 +171,7 @@ def test_several_labels_from_the_table_to_the_report(
     assert report.label_accuracy is not None
     assert list(report.label_accuracy) == ["drink", "bright"]
     assert report.label_accuracy["bright"] > 0.8
+    # Of the recipe, which says cross-entropy, too: what was used is what is reported.
     assert report.settings["fit"]["loss"] == "bce"  # type: ignore[index]
     assert json.loads(out.with_suffix(".json").read_text())["label_accuracy"] == report.label_accuracy
     assert (report.routing is not None) == (kind == "moe")
@@ -334,6 +342,81 @@ def test_other_photographs_get_features_of_their_own(
     assert computed == ["small", "other"] * 2
 
 
+def test_another_code_gets_features_of_its_own(
+    tiny_recipe: Path,
+    toy_data: Path,
+    tmp_path: Path,
+    cache: Path,
+    computed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(tiny_recipe, toy_data, tmp_path / "a.safetensors", cache=cache)
+    monkeypatch.setattr(features_module, "code_sha256", lambda names: "0" * 64)
+    run(tiny_recipe, toy_data, tmp_path / "b.safetensors", cache=cache)
+    assert computed == ["small", "other"] * 2
+
+
+def test_the_code_is_known_by_its_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module, or a package with all of its modules; importing them is not needed."""
+    monkeypatch.syspath_prepend(tmp_path)
+    inner = tmp_path / "vsa_rt_probe" / "inner"
+    inner.mkdir(parents=True)
+    single, among = inner.parent / "single.py", inner / "among.py"
+    for path in (inner.parent / "__init__.py", inner / "__init__.py", single, among):
+        path.write_text("")
+
+    def found() -> str:
+        features_module.code_sha256.cache_clear()
+        importlib.invalidate_caches()
+        return features_module.code_sha256(("vsa_rt_probe.single", "vsa_rt_probe.inner"))
+
+    seen = [found()]
+    for path, text in (
+        (single, "x = 1"),
+        (among, "x = 1"),
+        (inner / "__init__.py", "x = 1"),
+        (inner / "new.py", ""),
+        (among, "raise ImportError"),
+    ):
+        path.write_text(text)
+        seen.append(found())
+    (inner.parent / "unrelated.py").write_text("x = 1")
+    assert found() == seen[-1]
+    assert len(set(seen)) == 6
+
+
+def test_all_code_that_features_come_from_is_known() -> None:
+    """What backbones, trunk and the host's preprocessing import; left out is what steers no value of a feature."""
+    inert = {
+        *("vsa_rt.export.photographs", "vsa_rt.export.stand_ins"),  # statistics of seeded weights
+        *(
+            "vsa_rt.export.random_weights",
+            "vsa_rt.export.transforms",
+        ),  # weights are hashed; the gate's reference
+    }
+    folders = ("vsa_rt.export.", "vsa_rt.runtime.")
+    code = (
+        "import sys, vsa_rt.pipeline.features\n"
+        f"print(*(name for name in sys.modules if name.startswith({folders!r})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "vsa_rt.export.networks.resnet152v2" in loaded
+    known = features_module.CODE
+    covered = {name for name in loaded if any(f"{name}.".startswith(f"{module}.") for module in known)}
+    assert loaded - covered - {"vsa_rt.export", "vsa_rt.runtime"} == inert
+    for name in known:
+        assert find_spec(name) is not None, name
+
+
+@pytest.mark.parametrize("other", [(), ("a",), ("b",), ("b", "a"), ("a", "b", "c")])
+def test_several_labels_are_part_of_the_data(toy_data: Path, other: tuple[str, ...]) -> None:
+    path = next(iter(sorted(toy_data.rglob("*.png"))))
+    one, two = (data_key([Photograph(path, labels)]) for labels in (("a", "b"), other))
+    assert one != two
+    assert one == data_key([Photograph(path, ("a", "b"))])
+
+
 def _flip_last(data: bytes) -> bytes:
     return data[:-2] + bytes([data[-2] ^ 0x40]) + data[-1:]
 
@@ -402,6 +485,8 @@ def test_data_that_cannot_be_fitted_is_one_error(
     refused(toy_data, DatasetError, "7 folds need 7 photographs", folds=7)
     refused(toy_data, CheckpointError, "cannot be read", weights={"small": tmp_path / "absent"})
     refused(toy_data, UsageError, "--weights third", weights={"third": tmp_path})
+    refused(toy_data, UsageError, "fit trains the head", weights={"head": tmp_path})
+    refused(toy_data, RecipeError, "--set third.x: no backbone 'third'", settings={"third.x": "1"})
     foreign = Path(shutil.copytree(toy_data, tmp_path / "foreign"))
     (foreign / "bright").rename(foreign / "shiny")
     refused(foreign, RecipeError, "shiny")

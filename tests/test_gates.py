@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,13 +17,18 @@ from numpy.typing import NDArray
 
 from vsa_rt.bench.parity import TOLERANCES, Parity
 from vsa_rt.bundle import Bundle, seal_folder
-from vsa_rt.contracts import Precision, Resample, ResizeSpec
+from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target
 from vsa_rt.golden import golden_to_bytes, read_golden
+from vsa_rt.manifest import InputRecord
+from vsa_rt.pipeline.images import PhotographFeed, as_photographs, batch_of
+from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
+from vsa_rt.runtime import companions, preprocess
 from vsa_rt.runtime.preprocess import Preprocessor
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Reseal = Callable[..., None]
 Array = NDArray[Any]
+CPU, FP32_ONLY = Target("openvino", "cpu"), Precision.FP32
 FP32, BF16 = TOLERANCES[Precision.FP32], TOLERANCES[Precision.BF16]
 
 
@@ -239,3 +245,158 @@ def test_golden_tensors_that_compare_too_little_do_not_pass(
     seal_folder(bundle_copy, bundle.manifest)
     done = here("check", bundle_copy)
     assert done.returncode in (1, 3), done.stdout
+
+
+# Faults of the ready tensors: named at their input
+
+
+def _padding_stays(name: str, rows: Array, out: Array, item: str) -> None:
+    out[: len(rows)] = rows
+
+
+def _half_precision(name: str, rows: Array, out: Array, item: str) -> None:
+    _FILL(name, np.asarray(rows).astype(np.float16), out, item)
+
+
+def _one_row_less(name: str, rows: Array, out: Array, item: str) -> None:
+    _FILL(name, rows[:-1], out, item)
+
+
+def _shuffled(name: str, rows: Array, out: Array, item: str) -> None:
+    _FILL(name, rows[::-1], out, item)
+
+
+_FILL = companions.fill
+
+
+def _of_another_image(path: Path, item: str) -> Array:
+    """What a mistake in the pairing reads: the file of the photograph before it in the folder."""
+    files = sorted(path.parent.glob("*.npy"))
+    return _READ(files[files.index(path) - 1], item)
+
+
+def _transposed(path: Path, item: str) -> Array:
+    rows = np.array(_READ(path, item))
+    return rows.T.reshape(rows.shape)
+
+
+_READ = companions.read_companion
+
+
+@pytest.fixture(scope="module")
+def some_data(wired_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four photographs with their objects, of which some are fewer than the graph takes."""
+    folder = tmp_path_factory.mktemp("some")
+    for path in sorted((wired_data / "dark").glob("*.png"))[:4]:
+        shutil.copy(path, folder)
+        shutil.copy(path.with_name(f"{path.name}.objects.npy"), folder)
+    counts = [len(np.load(path)) for path in sorted(folder.glob("*.npy"))]
+    assert min(counts) < max(counts) == 6
+    return folder
+
+
+@pytest.mark.parametrize("form", ["float64", "int16", "fortran"])
+def test_rows_of_every_form_pass(wired_bundle: Path, some_data: Path, tmp_path: Path, form: str) -> None:
+    for path in sorted(some_data.iterdir())[:4]:
+        shutil.copy(path, tmp_path)
+    for path in tmp_path.glob("*.npy"):
+        rows = np.load(path)
+        np.save(path, np.asfortranarray(rows) if form == "fortran" else (rows * 3).astype(form))
+    assert all(
+        p.passed for p in checked(Bundle.open(wired_bundle), tmp_path, target=CPU, precision=FP32_ONLY)
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fault"),
+    [
+        (preprocess, "fill", _padding_stays),
+        (preprocess, "fill", _half_precision),
+        (preprocess, "fill", _one_row_less),
+        (preprocess, "fill", _shuffled),
+        (companions, "read_companion", _of_another_image),
+        (companions, "read_companion", _transposed),
+    ],
+)
+def test_a_fault_of_the_rows_is_named_at_their_input(
+    wired_bundle: Path,
+    some_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    fault: Callable[..., Any],
+) -> None:
+    monkeypatch.setattr(where, name, fault)
+    parities = checked(Bundle.open(wired_bundle), some_data, target=CPU, precision=FP32_ONLY)
+    assert parities
+    for parity in parities:
+        assert parity.reasons, "the fault went unseen"
+        assert parity.reasons[0].startswith("objects: mean difference"), parity.reasons
+
+
+@pytest.mark.parametrize("fault", [_padding_stays, _one_row_less])
+def test_a_fault_of_the_rows_shows_on_stand_ins_too(
+    wired_bundle: Path, some_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
+    for path in some_data.glob("*.png"):
+        shutil.copy(path, tmp_path)
+    bundle = Bundle.open(wired_bundle)
+    assert all(p.passed for p in checked(bundle, tmp_path, target=CPU, precision=FP32_ONLY))
+    monkeypatch.setattr(preprocess, "fill", fault)
+    for parity in checked(bundle, tmp_path, target=CPU, precision=FP32_ONLY):
+        assert parity.reasons[0].startswith("objects: mean difference"), parity.reasons
+
+
+# What the gates read
+
+
+def feed_of(**options: Any) -> PhotographFeed:
+    """A feed of objects alone."""
+    objects = InputRecord(name="objects", dtype="float32", shape=[6, 96], rows=True)
+    return PhotographFeed([objects], lambda picture: {}, **options)
+
+
+def test_a_feed_gives_as_many_at_a_time_as_it_is_told(some_data: Path) -> None:
+    photographs = as_photographs(sorted(some_data.glob("*.png"))) * 3
+    sizes = [len(b.photographs) for b in feed_of().batches(photographs)]
+    assert sizes == [8, 4]
+    sizes = [len(b.photographs) for b in feed_of(batch=1).batches(photographs)]
+    assert sizes == [1] * 12
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("quickstart", {}, 8),
+        ("smap2021-g", {}, 8),
+        ("smap2021-g", {"g.objects": "grid"}, 1),
+        ("smap2021-g", {"g.objects": "boxes"}, 1),
+    ],
+)
+def test_photographs_with_regions_go_one_by_one(name: str, settings: dict[str, str], size: int) -> None:
+    """Fifty regions of eight photographs would be 408 images in a ResNet-152 at once."""
+    recipe = with_options(read_recipe(find_recipe(name)), settings)
+    assert batch_of(recipe) == size
+    assert batch_of(None) == 8
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "damaged"])
+def test_bad_rows_are_no_reason_to_take_stand_ins(some_data: Path, tmp_path: Path, kind: str) -> None:
+    """Who laid a file there means it; a check over stand-ins would pass without having looked."""
+    if kind == "fifo" and not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no FIFOs")
+    first, second = sorted(some_data.glob("*.png"))[:2]
+    for path in (first, second):
+        shutil.copy(path, tmp_path)
+    file = tmp_path / f"{first.name}.objects.npy"
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.touch()
+    feed = feed_of()
+    (batch,) = feed.batches(as_photographs([tmp_path / first.name, tmp_path / second.name]))
+    assert batch.names == [second.name]
+    assert feed.stand_ins == 1
+    assert [error.reason.startswith(file.name) for error in feed.rejected] == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,9 @@ import pytest
 from vsa_rt.contracts import Task
 from vsa_rt.errors import CheckpointError, RecipeError
 from vsa_rt.locate import locate
-from vsa_rt.recipe import Recipe
+from vsa_rt.recipe import Recipe, needed_backbones
 from vsa_rt.recipe_file import find_recipe, read_recipe, shipped_names
+from vsa_rt.recipe_rules import check_recipe
 
 GOOD = """\
 schema = 1
@@ -142,6 +144,11 @@ def change(old: str, new: str, text: str = GOOD) -> str:
         (GOOD + "[fit]\nregularisation = 0.0\n", "fit.regularisation"),
         (GOOD + "[fit]\nlearning_rate = nan\n", "fit.learning_rate"),
         (GOOD + "[fit]\nepoch = 3\n", "epoch"),
+        (GOOD + f"[fit]\nepochs = 1{'0' * 400}\n", "fit.epochs"),
+        (GOOD + "[fit]\nfolds = 1000001\n", "fit.folds"),
+        (GOOD + "[fit]\nbatch_size = 0\n", "fit.batch_size"),
+        (GOOD + "[fit]\nstep = -1\n", "fit.step"),
+        (GOOD + "[fit]\nweight_decay = inf\n", "fit.weight_decay"),
         (GOOD + '[graph]\nlogits = "x"\ninputs = []\n', "graph"),
         (change("height = 8", "height = 0", GRAPH), "resize"),
         (change("height = 8", "height = 8, scale = 9", GRAPH), "resize"),
@@ -246,3 +253,296 @@ def test_the_advice_how_to_get_a_file_is_printed(tmp_path: Path) -> None:
         locate("absent.pth", tmp_path, "key", "Ask the authors.")
     with pytest.raises(CheckpointError, match="Ask the authors"):
         locate("package:absent_package/a.pth", tmp_path, "key", "Ask the authors.")
+
+
+# Backbones with options: what is too large, what means nothing, and what cannot be built
+
+WIRED = """\
+schema = 1
+name = "mine"
+task = "binary"
+labels = ["negative", "positive"]
+
+[[backbones]]
+name = "r"
+architecture = "resnet152-v2"
+
+[[backbones]]
+name = "inception"
+architecture = "inception-2015"
+
+[[backbones]]
+name = "pca"
+architecture = "youtube8m-pca"
+reads = "inception"
+options = { clip = 2.0 }
+
+[[backbones]]
+name = "y"
+architecture = "shallow-cnn"
+reads = "pca"
+options = { kernel = 3 }
+
+[[backbones]]
+name = "s"
+architecture = "dual-encoding"
+reads = "r"
+options = { frames = 1 }
+
+[[backbones]]
+name = "t"
+architecture = "timm:test_resnet"
+
+[[backbones]]
+name = "g"
+architecture = "object-graph"
+reads = "t"
+options = { objects = "features" }
+
+[head]
+kind = "nn"
+features = ["r", "y", "s", "g"]
+"""
+
+
+def wired(*changes: tuple[str, str]) -> str:
+    text = WIRED
+    for old, new in changes:
+        text = change(old, new, text)
+    return text
+
+
+R = ('architecture = "resnet152-v2"', 'architecture = "resnet152-v2"\n')
+INCEPTION = ('architecture = "inception-2015"', 'architecture = "inception-2015"\n')
+T = ('architecture = "timm:test_resnet"', 'architecture = "timm:test_resnet"\n')
+
+
+def warped(of: tuple[str, str], height: int, width: int, more: str = 'fit = "warp"') -> tuple[str, str]:
+    size = f"height = {height}, width = {width}"
+    return of[0], f'{of[1]}resize = {{ {size}, {more}, kernel = "bilinear" }}'
+
+
+def g(options: str) -> tuple[str, str]:
+    return 'objects = "features"', options
+
+
+def y(options: str) -> tuple[str, str]:
+    return "kernel = 3", options
+
+
+def s(options: str) -> tuple[str, str]:
+    return "frames = 1", options
+
+
+def head(text: str) -> tuple[str, str]:
+    return 'kind = "nn"', text
+
+
+LABELS = ('["negative", "positive"]', str([f"l{i}" for i in range(10_000)]))
+SINGLE = ('"binary"', '"single-label"')
+MULTI = ('"binary"', '"multi-label"')
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        [g("features = 13000")],
+        [g("count = 2048")],
+        [g('objects = "boxes", count = 100, frame = 4096')],
+        [g('objects = "grid", count = 14')],
+        [('reads = "t"', 'reads = "r"'), g('objects = "grid"'), ('"g"]', '"g", "t"]')],
+        [s("frames = 60, features = 2048")],
+        [('reads = "r"', 'reads = "t"'), s("frames = 60, features = 512")],
+        [('reads = "pca"', 'reads = "inception"'), y("audio = 128"), ('"r", "y"', '"r", "pca", "y"')],
+        [y('axis = "time", kernel = 1, filters = 4096')],
+        [("clip = 2.0", "clip = 0.5, quantise = true")],
+        [("clip = 2.0", "clip = 0")],
+        [warped(R, 256, 256)],
+        [warped(R, 256, 256, 'fit = "shortest", scale = 300')],
+        [warped(INCEPTION, 75, 299)],
+        [warped(T, 4096, 96)],
+        [head('kind = "nn"\nhidden = [512, 512, 256, 256, 128, 128, 64, 64]')],
+        [head('kind = "moe"\nexperts = 16\ngate_bias = true\ndropout = 0.5')],
+        [head('kind = "linear"\nhidden = [200]\nexperts = 2\ndropout = 0.4')],
+        [SINGLE, LABELS],
+        [MULTI, ("schema = 1", "schema = 1\nthreshold = 0.3")],
+        [("[head]", '[fit]\npreset = "smap2021-nn"\nepochs = 3\n\n[head]')],
+        [("[head]", '[fit]\npreset = "mediaeval2021-1"\nstep = 0\n\n[head]')],
+        [MULTI, ("[head]", '[fit]\npreset = "smap2021-nn"\n\n[head]')],
+        [MULTI, head('kind = "linear"'), ("[head]", '[fit]\nloss = "bce"\nregularisation = 1\n\n[head]')],
+        [head('kind = "linear"'), ("[head]", "[fit]\nepochs = 20\nstep = 0\nfactor = 0.1\n\n[head]")],
+        [("[head]", "[fit]\nstep = 7\nfactor = 0.3\ntest = 0.4\n\n[head]")],
+    ],
+    ids=str,
+)
+def test_options_that_mean_something_are_taken(written: Written, changes: list[tuple[str, str]]) -> None:
+    assert read_recipe(written(wired(*changes))).name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "names", "says"),
+    [
+        # Each number is small enough, what they make together is not.
+        ([g("features = 65536")], "backbones[6].options", "parameters"),
+        ([g("features = 16384, count = 1")], "backbones[6].options", "parameters"),
+        ([y("classes = 65536")], "backbones[3].options", "parameters"),
+        ([y("filters = 4096, classes = 1000, pool = 1")], "backbones[3].options", "parameters"),
+        ([y('axis = "time", kernel = 301, filters = 4096')], "backbones[3].options", "parameters"),
+        ([g("features = 15000"), y("pool = 1")], "backbones[6].options", "parameters"),
+        ([g("count = 4096, features = 2048")], "backbones[6].options.count", "4,194,304"),
+        ([('reads = "r"', 'reads = "t"'), s("frames = 4096, features = 1025")], "backbones[4].options.frames", "4,194,304"),
+        ([g('objects = "boxes", count = 513')], "backbones[6].options.count", "512"),
+        ([head('kind = "nn"\nhidden = [65536, 65536]')], "head.hidden", "parameters"),
+        ([head('kind = "moe"\nhidden = [65536]\nexperts = 1024'), SINGLE, LABELS], "head", ""),
+        ([head('kind = "moe"\nhidden = [1]\nexperts = 1000'), SINGLE, LABELS], "head.experts", "4,194,304"),
+        # And each number.
+        ([g("count = 4097, features = 1")], "backbones[6].options.count", "[1, 4096]"),
+        ([g('objects = "boxes", frame = 4097')], "backbones[6].options.frame", "[1, 4096]"),
+        ([g('objects = "boxes", frame = 0')], "backbones[6].options.frame", "[1, 4096]"),
+        ([y("filters = 65536")], "backbones[3].options.filters", "[1, 4096]"),
+        ([y("audio = -1")], "backbones[3].options.audio", "[0, 65536]"),
+        ([("clip = 2.0", "clip = nan")], "backbones[2].options.clip", "[0, 65536]"),
+        ([s("frames = 4097, features = 1")], "backbones[4].options.frames", "[1, 4096]"),
+        ([head('kind = "nn"\nhidden = [1, 1, 1, 1, 1, 1, 1, 1, 1]')], "head.hidden", "8"),
+        ([head('kind = "moe"\nexperts = 1025')], "head.experts", "1024"),
+        ([SINGLE, (LABELS[0], str([f"l{i}" for i in range(10_001)]))], "labels", "10000"),
+        ([warped(T, 4097, 8)], "backbones[5].resize", "4096"),
+        ([warped(T, 8, 8, 'fit = "shortest", scale = 4097')], "backbones[5].resize", "4096"),
+        # What would be read and not used.
+        ([g('objects = "boxes", features = 96')], "backbones[6].options.features", 'objects = "boxes"'),
+        ([g('objects = "grid", features = 96')], "backbones[6].options.features", 'objects = "grid"'),
+        ([g("frame = 256")], "backbones[6].options.frame", 'objects = "features"'),
+        ([s("features = 96")], "backbones[4].options.features", "frames = 1"),
+        ([y('axis = "time", pool = 4')], "backbones[3].options.pool", 'axis = "time"'),
+        ([("clip = 2.0", "clip = 3.0, quantise = true")], "backbones[2].options.clip", "quantise"),
+        ([("clip = 2.0", "clip = 0, quantise = true")], "backbones[2].options.clip", "quantise"),
+        ([head('kind = "nn"\nexperts = 3')], "head.experts", 'kind = "nn"'),
+        ([head('kind = "linear"\nexperts = 3')], "head.experts", 'kind = "linear"'),
+        ([head('kind = "nn"\ngate_bias = true')], "head.gate_bias", 'kind = "nn"'),
+        ([head('kind = "linear"\nhidden = [100]')], "head.hidden", 'kind = "linear"'),
+        ([head('kind = "linear"\ndropout = 0.3')], "head.dropout", 'kind = "linear"'),
+        ([head(f'kind = "nn"\nsha256 = "{"0" * 64}"')], "head.sha256", "head.weights"),
+        ([(R[0], f'{R[1]}checkpoint.sha256 = "{"0" * 64}"')], "backbones[0].checkpoint.sha256", "checkpoint.path"),
+        ([("schema = 1", "schema = 1\nthreshold = 0.3")], "threshold", "multi-label"),
+        # What could not be built.
+        ([g('objects = "grid", count = 49')], "backbones[6].options.count", "expected 41 or 50"),
+        ([y("kernel = 4")], "backbones[3].options.kernel", "odd"),
+        ([y("pool = 1025")], "backbones[3].options.pool", "1024"),
+        ([y("pool = 1153, audio = 128")], "backbones[3].options.pool", "1152"),
+        ([warped(R, 224, 224)], "backbones[0].resize", "256 x 256"),
+        ([warped(INCEPTION, 299, 74)], "backbones[1].resize", "75"),
+        ([("reads = \"t\"", "reads = \"r\""), g("features = 7")], "backbones[6].options.features", "'r' gives 2048"),
+        ([("reads = \"t\"", "reads = \"y\"")], "backbones[6].reads", "must read images"),
+        ([s("frames = 2, features = 7")], "backbones[4].options.features", "'r' gives 2048"),
+        ([('reads = "r"', 'reads = "pca"'), s("frames = 2")], "backbones[4].options.features", "'pca' gives 1024"),
+    ],
+    ids=lambda value: str(value) if len(str(value)) < 90 else "",
+)  # fmt: skip
+def test_options_that_cannot_be_are_refused_with_their_key(
+    written: Written, changes: list[tuple[str, str]], names: str, says: str
+) -> None:
+    path = written(wired(*changes))
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(path)
+    message = str(caught.value)
+    assert f"`{names}" in message, message
+    assert says in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "fit", "names"),
+    [
+        ("linear", 'preset = "smap2021-nn"', "fit.preset"),
+        ("linear", "epochs = 3", "fit.epochs"),
+        ("linear", "batch_size = 9", "fit.batch_size"),
+        ("linear", "learning_rate = 0.1", "fit.learning_rate"),
+        ("linear", "weight_decay = 0.1", "fit.weight_decay"),
+        ("linear", "step = 3", "fit.step"),
+        ("linear", "factor = 0.3", "fit.factor"),
+        ("linear", 'loss = "bce"', "fit.loss"),
+        ("nn", "factor = 0.3", "fit.factor"),
+        ("moe", 'preset = "mediaeval2021-1"\nstep = 0\nfactor = 0.3', "fit.factor"),
+    ],
+)
+def test_a_training_setting_that_trains_nothing_is_refused(
+    written: Written, kind: str, fit: str, names: str
+) -> None:
+    text = change('kind = "linear"', f'kind = "{kind}"') + f"[fit]\n{fit}\n"
+    with pytest.raises(RecipeError, match=f"`{names}`"):
+        read_recipe(written(text))
+
+
+def test_a_mixtures_own_loss_is_not_for_several_labels(written: Written) -> None:
+    text = change('kind = "linear"', 'kind = "moe"') + '[fit]\nloss = "nll"\n'
+    assert read_recipe(written(text)).fit.loss == "nll"
+    with pytest.raises(RecipeError, match=r"`fit\.loss`.*bce"):
+        read_recipe(written(change('"binary"', '"multi-label"', text)))
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [
+        ('[head]\nkind = "moe"\nfeatures = []\n', "head.kind"),
+        ('[head]\nkind = "linear"\nfeatures = []\nunit_norm = true\n', "head.unit_norm"),
+        ("[fit]\nfolds = 3\n", "fit.folds"),
+    ],
+)
+def test_a_bare_graph_has_no_head_to_set(written: Written, more: str, names: str) -> None:
+    with pytest.raises(RecipeError, match=f"`{names}`"):
+        read_recipe(written(GRAPH + more))
+
+
+def test_an_image_of_a_bare_graph_has_a_limit(written: Written) -> None:
+    text = change("height = 8, width = 8", "height = 4096, width = 4096", GRAPH)
+    assert read_recipe(written(text)).graph is not None
+    with pytest.raises(RecipeError, match=r"`graph\.inputs\[0\]\.resize`.*4096"):
+        read_recipe(written(change("height = 4096", "height = 4097", text)))
+    entry = GRAPH[GRAPH.index("[[graph") :]
+    many = GRAPH + "".join(change('"x"', f'"x{i}"', entry) for i in range(64))
+    with pytest.raises(RecipeError, match=r"`graph\.inputs`.*64"):
+        read_recipe(written(many))
+
+
+def chained(count: int, close: bool) -> str:
+    """PCAs that read each other, the reader before what it reads; the last reads an image, or the first."""
+    one = '[[backbones]]\nname = "p{}"\narchitecture = "youtube8m-pca"\nreads = "p{}"\n\n'
+    last = f'[[backbones]]\nname = "p{count - 1}"\narchitecture = "inception-2015"\n\n'
+    links = [one.format(i, (i + 1) % count) for i in range(count if close else count - 1)]
+    tables = "".join(links) + ("" if close else last)
+    start, end = GOOD[: GOOD.index("[[")], GOOD[GOOD.index("[head]") :]
+    return start + tables + change('["a", "b"]', '["p0"]', end)
+
+
+def test_backbones_have_a_limit(written: Written) -> None:
+    recipe = read_recipe(written(chained(64, close=False)))
+    assert [b.name for b in needed_backbones(recipe)] == [f"p{i}" for i in range(63, -1, -1)]
+    with pytest.raises(RecipeError, match=r"`backbones`.*64"):
+        read_recipe(written(chained(65, close=False)))
+
+
+def test_a_long_circle_is_refused(written: Written) -> None:
+    with pytest.raises(
+        RecipeError, match=r"`backbones\[0\]\.reads`: p0 reads p1 reads .* reads p63 reads p0: a circle"
+    ):
+        read_recipe(written(chained(64, close=True)))
+
+
+def test_a_chain_of_any_length_is_put_in_order(written: Written) -> None:
+    """The order itself needs no limit: nothing calls itself."""
+    recipe = read_recipe(written(chained(2, close=False)))
+    first, last = recipe.backbones
+    names = [f"p{i}" for i in range(5000)]
+    links = [msgspec.structs.replace(first, name=a, reads=b) for a, b in pairwise(names)]
+    long = msgspec.structs.replace(recipe, backbones=[*links, msgspec.structs.replace(last, name=names[-1])])
+    assert [b.name for b in needed_backbones(long)] == names[::-1]
+
+
+def test_many_labels_and_features_are_looked_through_once(written: Written) -> None:
+    """Nine thousand labels, and a million mentions of a backbone: quadratic work would take minutes."""
+    recipe = read_recipe(written(wired(SINGLE, (LABELS[0], str([f"l{i}" for i in range(9000)])))))
+    assert len(recipe.labels) == 9000
+    many = msgspec.structs.replace(recipe.head, features=["r"] * 1_000_000)
+    with pytest.raises(RecipeError, match=r"`head\.features`.*more than once"):
+        check_recipe(msgspec.structs.replace(recipe, head=many), "here")

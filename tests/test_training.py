@@ -199,6 +199,19 @@ def binary_cross_entropy(scores: Any, wanted: Any) -> Any:
     return -(wanted * scores.log() + (1 - wanted) * (1 - scores).log()).mean()
 
 
+def test_what_a_mixture_says_is_its_raw_gates_and_experts_activated() -> None:
+    head, (rows, _) = mixture(), batch()
+    raw_gates, raw_experts = head.raw(rows)
+    assert raw_gates.shape == (10, 3, 3)
+    assert raw_experts.shape == (10, 3, 2)
+    gates, experts, scores = head.parts(rows)
+    torch.testing.assert_close(gates, raw_gates.softmax(2).reshape(10, 9))
+    torch.testing.assert_close(experts, raw_experts.sigmoid().reshape(10, 6))
+    wanted = (raw_gates.softmax(2)[:, :, :2] * raw_experts.sigmoid()).sum(2)
+    torch.testing.assert_close(scores, wanted)
+    torch.testing.assert_close(training._log_mixture(head, rows)[0].exp(), wanted)
+
+
 def test_losses_of_a_mixture_are_those_of_its_scores() -> None:
     head, (rows, targets) = mixture(), batch()
     scores = head(rows)

@@ -17,12 +17,17 @@ pytest.importorskip("timm", reason="the encoder is a small network of timm")
 pytest.importorskip("safetensors", reason="checkpoints are written as safetensors")
 from safetensors.torch import save_file
 
+from vsa_rt.architecture import ARCHITECTURES, output_width, parameters_of
+from vsa_rt.contracts import Task
 from vsa_rt.engines.executor import GraphExecutor
 from vsa_rt.errors import RecipeError, UsageError
+from vsa_rt.export.backbones import make_network
 from vsa_rt.export.ensemble import LoadedEnsemble, load_ensemble
 from vsa_rt.export.graph import graph_from_ensemble
-from vsa_rt.recipe import Recipe, needed_backbones
+from vsa_rt.export.head import make_head
+from vsa_rt.recipe import Backbone, Head, Recipe, needed_backbones, options_of, tensor_input
 from vsa_rt.recipe_file import read_recipe
+from vsa_rt.recipe_rules import check_recipe
 
 #: timm's smallest residual network gives 96 features.
 WIDTH = 96
@@ -56,9 +61,11 @@ G = """\
 name = "g"
 architecture = "object-graph"
 reads = "{reads}"
-options = {{ objects = "{objects}", count = 5, features = 96, frame = 64 }}
+options = {{ objects = "{objects}", count = 5, {size} }}
 
 """
+#: Rows made elsewhere, or regions that are cut from a warped image.
+ROWS, CUT = "features = 96", "frame = 64"
 
 
 def written(folder: Path, features: str, *backbones: str) -> Recipe:
@@ -132,7 +139,7 @@ def test_a_trunk_that_three_read_is_computed_once(folder: Path) -> None:
         "r s g",
         R.format(name="r", file="one.safetensors"),
         S.format(reads="r", options=""),
-        G.format(reads="r", objects="boxes"),
+        G.format(reads="r", objects="boxes", size=CUT),
     )
     assert convolutions(agree(loaded(recipe, folder))) == convolutions(alone) > 0
 
@@ -145,7 +152,7 @@ def test_equal_weights_are_one_trunk_and_others_are_two(folder: Path, file: str,
         "r g",
         R.format(name="r", file="one.safetensors"),
         R.format(name="other", file=file),
-        G.format(reads="other", objects="grid"),
+        G.format(reads="other", objects="grid", size=CUT),
     )
     alone = graph_from_ensemble(
         loaded(written(folder, "r", R.format(name="r", file="one.safetensors")), folder).module
@@ -165,7 +172,10 @@ def test_seeded_weights_of_two_backbones_differ(folder: Path) -> None:
 
 def test_objects_as_features_need_no_encoder(folder: Path) -> None:
     recipe = written(
-        folder, "g", R.format(name="r", file="absent.safetensors"), G.format(reads="r", objects="features")
+        folder,
+        "g",
+        R.format(name="r", file="absent.safetensors"),
+        G.format(reads="r", objects="features", size=ROWS),
     )
     ensemble = loaded(recipe, folder)
     assert [(i.name, i.shape, i.rows) for i in ensemble.module.inputs] == [("objects", [5, WIDTH], True)]
@@ -180,7 +190,7 @@ def test_fewer_objects_are_masked_exactly(folder: Path, there: int) -> None:
             folder,
             "g",
             R.format(name="r", file="one.safetensors"),
-            G.format(reads="r", objects="features").replace("count = 5", f"count = {count}"),
+            G.format(reads="r", objects="features", size=ROWS).replace("count = 5", f"count = {count}"),
         )
         for count in (5, max(there, 1))
     ]
@@ -196,7 +206,10 @@ def test_fewer_objects_are_masked_exactly(folder: Path, there: int) -> None:
 
 def test_absent_boxes_change_nothing(folder: Path) -> None:
     recipe = written(
-        folder, "r g", R.format(name="r", file="one.safetensors"), G.format(reads="r", objects="boxes")
+        folder,
+        "r g",
+        R.format(name="r", file="one.safetensors"),
+        G.format(reads="r", objects="boxes", size=CUT),
     )
     ensemble = loaded(recipe, folder)
     inputs = inputs_of(ensemble, 1)
@@ -211,7 +224,10 @@ def test_absent_boxes_change_nothing(folder: Path) -> None:
 def test_regions_go_through_the_encoder_as_images_do(folder: Path) -> None:
     """One box of the whole frame, encoded with the frame's own pixels: the graph's region is the image."""
     recipe = written(
-        folder, "r g", R.format(name="r", file="one.safetensors"), G.format(reads="r", objects="boxes")
+        folder,
+        "r g",
+        R.format(name="r", file="one.safetensors"),
+        G.format(reads="r", objects="boxes", size=CUT),
     )
     text = (folder / "wired.toml").read_text(encoding="utf-8").replace("frame = 64", "frame = 160")
     (folder / "wired.toml").write_text(text, encoding="utf-8")
@@ -250,7 +266,10 @@ def test_one_frame_needs_no_loop(folder: Path) -> None:
 
 def test_weights_for_what_is_not_computed_are_refused(folder: Path) -> None:
     recipe = written(
-        folder, "g", R.format(name="r", file="one.safetensors"), G.format(reads="r", objects="features")
+        folder,
+        "g",
+        R.format(name="r", file="one.safetensors"),
+        G.format(reads="r", objects="features", size=ROWS),
     )
     with pytest.raises(UsageError, match="--weights r="):
         load_ensemble(recipe, folder, {"r": folder / "one.safetensors"}, 0)
@@ -312,8 +331,8 @@ def test_objects_of_two_makers_cannot_be_one_input(folder: Path) -> None:
             "g h",
             R.format(name="r", file="one.safetensors"),
             R.format(name="q", file="two.safetensors"),
-            G.format(reads="r", objects="features"),
-            G.format(reads="q", objects="features").replace('"g"', '"h"'),
+            G.format(reads="r", objects="features", size=ROWS),
+            G.format(reads="q", objects="features", size=ROWS).replace('"g"', '"h"'),
         )
 
 
@@ -325,3 +344,78 @@ def test_a_circle_is_refused(folder: Path) -> None:
             S.format(reads="t", options=""),
             S.format(reads="s", options="").replace('name = "s"', 'name = "t"'),
         )
+
+
+#: Architecture, its options, and the width of what it reads.
+SIZES: list[tuple[str, dict[str, Any], int]] = [
+    ("youtube8m-pca", {}, 2048),
+    ("youtube8m-pca", {}, 96),
+    ("shallow-cnn", {}, 1024),
+    ("shallow-cnn", {"audio": 128, "kernel": 5, "filters": 7, "pool": 3, "classes": 11}, 2048),
+    ("shallow-cnn", {"axis": "time", "audio": 128, "kernel": 5, "filters": 7, "classes": 11}, 2048),
+    ("dual-encoding", {}, 2048),
+    ("dual-encoding", {"attention": "none"}, 96),
+    ("dual-encoding", {"attention": "raw", "frames": 4, "features": 300}, 0),
+    ("object-graph", {"features": 300}, 0),
+    ("object-graph", {"objects": "boxes"}, 96),
+]
+
+
+@pytest.mark.parametrize(("architecture", "options", "read"), SIZES)
+def test_sizes_are_foretold_without_a_network(architecture: str, options: dict[str, Any], read: int) -> None:
+    """What the recipe's rules count, against the network itself, on the device that allocates nothing."""
+    backbone = Backbone(name="x", architecture=architecture, reads="r", options=options)
+    with torch.device("meta"):
+        made = make_network(backbone, read)
+    known = options_of(backbone)
+    assert parameters_of(known, read) == sum(p.numel() for p in made.module.parameters())
+    assert output_width(architecture, known, read) == made.width
+
+
+@pytest.mark.parametrize("architecture", ["resnet152-v2", "inception-2015"])
+def test_the_table_knows_what_networks_of_a_fixed_size_give_and_take(architecture: str) -> None:
+    backbone = Backbone(name="x", architecture=architecture)
+    with torch.device("meta"):
+        made = make_network(backbone)
+        known = ARCHITECTURES[architecture]
+        assert made.width == known.width == output_width(architecture, options_of(backbone), None)
+        least, most = known.sides
+        assert made.resize is not None
+        assert least <= made.resize.height == made.resize.width <= most
+        smallest = torch.zeros(1, 3, least, least)
+        assert made.module.eval()(smallest).shape == (1, known.width)
+        with pytest.raises((RuntimeError, UsageError)):
+            made.module(smallest[:, :, 1:])
+
+
+def test_the_width_of_timms_networks_is_not_foretold() -> None:
+    backbone = Backbone(name="x", architecture="timm:test_resnet")
+    assert output_width(backbone.architecture, options_of(backbone), None) is None
+    reader = Backbone(name="g", architecture="object-graph", reads="x", options={"objects": "boxes"})
+    assert output_width(reader.architecture, options_of(reader), None) is None
+    assert tensor_input(reader) == ("boxes", [50, 4])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Head(kind="nn", features=["r"], hidden=[65536, 20000, 7]),
+        Head(kind="moe", features=["r"], hidden=[60000], experts=9),
+        Head(kind="moe", features=["r"], hidden=[60000], experts=9, gate_bias=True),
+    ],
+    ids=["nn", "moe", "gate-bias"],
+)
+def test_the_size_of_a_head_is_foretold(head: Head) -> None:
+    labels = [f"l{i}" for i in range(1000)]
+    recipe = Recipe(
+        schema=1,
+        name="large",
+        task=Task.SINGLE_LABEL,
+        labels=labels,
+        backbones=[Backbone(name="r", architecture="resnet152-v2")],
+        head=head,
+    )
+    with torch.device("meta"):
+        count = sum(p.numel() for p in make_head(recipe, 2048).parameters())
+    with pytest.raises(RecipeError, match=f"`head.hidden`: brings the recipe to {count:,} parameters"):
+        check_recipe(recipe, "here")

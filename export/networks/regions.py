@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vsa_rt.architecture import grid_levels
 from vsa_rt.errors import UsageError
-
-
-def _levels(count: int) -> list[int] | None:
-    """Boxes per side of each level: 1, 2, .. k and one finer level that fills the rest, for the largest k."""
-    best, coarse, total = None, 0, 0
-    while total < count:
-        coarse += 1
-        total += coarse * coarse
-        rest = math.isqrt(max(count - total, 0))
-        if total + rest * rest == count and (rest == 0 or rest > coarse):
-            best = [*range(1, coarse + 1), *([rest] if rest else [])]
-    return best
 
 
 def grid_boxes(count: int = 50) -> Tensor:
@@ -41,17 +27,9 @@ def grid_boxes(count: int = 50) -> Tensor:
     Raises:
         UsageError: The count is no such sum.
     """
-    levels = _levels(count)
-    if levels is None:
-        below = next((n for n in range(count - 1, 0, -1) if _levels(n)), None)
-        above = next(n for n in itertools.count(max(count, 0) + 1) if _levels(n))
-        raise UsageError(
-            f"{count} boxes are no pyramid of square grids (1 + 4 + .. + k², and one larger square); "
-            f"expected {f'{below} or ' if below else ''}{above}"
-        )
     boxes = [
         [x / (n + 1), y / (n + 1), (x + 2) / (n + 1), (y + 2) / (n + 1)]
-        for n in levels
+        for n in grid_levels(count)
         for y in range(n)
         for x in range(n)
     ]

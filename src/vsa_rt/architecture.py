@@ -1,14 +1,20 @@
-"""Architectures: what a backbone can be, what it reads, and which options it has."""
+"""Architectures: what a backbone can be, what it reads, which options it has, and how large that makes it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
+from vsa_rt.errors import UsageError
+
 #: ``timm:NAME`` stands for any network of the timm library.
 TIMM = "timm"
+#: Longer sides of images, in pixels, are nobody's wish; it bounds what a foreign recipe can allocate.
+LARGEST_SIDE = 4096
 
 
 class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,6 +127,8 @@ class Architecture:
         exact: Whether its own arithmetic stays in float32 in lowered graphs: it cancels, so that rounding its
             input would drown its output.
         summary: What it is, for people.
+        width: Length of the feature vector where it is always the same; 0 where not.
+        sides: Least and greatest height and width, in pixels, of the image that it works on.
     """
 
     reads: Literal["image", "features", "objects"]
@@ -129,6 +137,8 @@ class Architecture:
     summary: str = ""
     encodes: bool = False
     exact: bool = False
+    width: int = 0
+    sides: tuple[int, int] = (1, LARGEST_SIDE)
 
 
 #: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.backbones.MAKERS``.
@@ -142,9 +152,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         ResNet152V2Options,
         "pre-activation ResNet-152 on raw pixels (MXNet model zoo)",
         encodes=True,
+        width=2048,
+        sides=(256, 256),  # its views are cut from 256 x 256
     ),
     "inception-2015": Architecture(
-        "image", ("pytorch-fid",), summary="Inception-v3 of the TF graph of 2015-12-05, to pool_3"
+        "image",
+        ("pytorch-fid",),
+        summary="Inception-v3 of the TF graph of 2015-12-05, to pool_3",
+        width=2048,
+        sides=(75, LARGEST_SIDE),  # of less, its unpadded convolutions and pools leave no map
     ),
     "youtube8m-pca": Architecture(
         "features",
@@ -152,12 +168,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         YouTube8MPcaOptions,
         "PCA with whitening of the YouTube-8M dataset",
         exact=True,
+        width=1024,
     ),
     "shallow-cnn": Architecture(
         "features", ("keras-arrays",), ShallowCnnOptions, "shallow CNN over a YouTube-8M feature"
     ),
     "dual-encoding": Architecture(
-        "features", ("dual-encoding",), DualEncodingOptions, "visual branch of dual encoding"
+        "features", ("dual-encoding",), DualEncodingOptions, "visual branch of dual encoding", width=2048
     ),
     "object-graph": Architecture(
         "objects",
@@ -172,3 +189,87 @@ def family_of(architecture: str) -> str:
     """The table's key for a recipe's word: ``timm`` for ``timm:NAME``, else the word itself."""
     family, colon, _ = architecture.partition(":")
     return TIMM if colon and family == TIMM else architecture
+
+
+def output_width(architecture: str, options: Options, read: int | None) -> int | None:
+    """Length of an architecture's feature vector, as far as the table and the options tell it.
+
+    Args:
+        architecture: The recipe's word.
+        options: Its options.
+        read: Width of what it reads; ``None`` where that is not known, or for one that reads the image.
+
+    Returns:
+        ``None`` for a network of timm, and for one that is as wide as what it reads where that is not known.
+    """
+    if isinstance(options, ShallowCnnOptions):
+        return options.classes
+    if isinstance(options, ObjectGraphOptions):
+        return options.features if options.objects == "features" else read
+    return ARCHITECTURES[family_of(architecture)].width or None
+
+
+def parameters_of(options: Options, read: int) -> int:
+    """Trained parameters of a network whose size its options or what it reads decide.
+
+    Args:
+        options: An architecture's.
+        read: Width of what it reads in the graph; not looked at where it takes a ready tensor.
+
+    Returns:
+        Exactly as many as the network in ``vsa_rt.export.networks`` has; 0 for those of a fixed size and for timm's.
+    """
+    if isinstance(options, YouTube8MPcaOptions):
+        return read + 1024 + read * 1024
+    if isinstance(options, ShallowCnnOptions):
+        length, filters, classes = read + options.audio, options.filters, options.classes
+        if options.axis == "time":
+            return (length * options.kernel + 1) * filters + (filters + 1) * classes
+        return (options.kernel + 1) * filters + (length // options.pool * filters + 1) * classes
+    if isinstance(options, DualEncodingOptions):
+        width = options.features if options.frames > 1 else read
+        hidden, states, filters, kernels, mapping = 1024, 2048, 512, (2, 3, 4, 5), 2048
+        recurrent = 2 * 3 * hidden * (width + hidden + 2)
+        attention = 0 if options.attention == "none" else (states + 1) * states + states + 1
+        convolutions = sum((k * states + 1) * filters for k in kernels)
+        joined = states + filters * len(kernels) + width
+        return recurrent + attention + convolutions + (joined + 1) * mapping + 2 * mapping
+    if isinstance(options, ObjectGraphOptions):
+        width = options.features if options.objects == "features" else read
+        return 2 * (width + 1) * width + 2 * (width + 2) * width
+    return 0
+
+
+def _levels(count: int) -> list[int] | None:
+    """Boxes per side of each level: 1, 2, .. k and one finer level that fills the rest, for the largest k."""
+    best, coarse, total = None, 0, 0
+    while total < count:
+        coarse += 1
+        total += coarse * coarse
+        rest = math.isqrt(max(count - total, 0))
+        if total + rest * rest == count and (rest == 0 or rest > coarse):
+            best = [*range(1, coarse + 1), *([rest] if rest else [])]
+    return best
+
+
+def grid_levels(count: int) -> list[int]:
+    """How a number of fixed regions is spread over square grids, coarse before fine.
+
+    Args:
+        count: 1 + 4 + .. + k², or that and one larger square, for some k from 1 on.
+
+    Returns:
+        Boxes per side of each level: ``[1, 2, 3, 6]`` for 50.
+
+    Raises:
+        UsageError: The count is no such sum; the message names its neighbours.
+    """
+    levels = _levels(count)
+    if levels is None:
+        below = next((n for n in range(count - 1, 0, -1) if _levels(n)), None)
+        above = next(n for n in itertools.count(max(count, 0) + 1) if _levels(n))
+        raise UsageError(
+            f"{count} boxes are no pyramid of square grids (1 + 4 + .. + k², and one larger square); "
+            f"expected {f'{below} or ' if below else ''}{above}"
+        )
+    return levels

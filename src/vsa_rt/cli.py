@@ -159,7 +159,7 @@ def fit(
     from vsa_rt import render
     from vsa_rt.pipeline.fit import FitOptions
     from vsa_rt.pipeline.fit import fit as fit_head
-    from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
+    from vsa_rt.recipe_file import find_recipe, read_recipe
 
     path = find_recipe(recipe)
     with _progress() as progress:
@@ -171,12 +171,11 @@ def fit(
             fold_files=fold_file or [],
             weights=weights_of(weights),
             random_seed=random_weights,
+            settings=settings_of(settings),
             cache=cache,
             progress=progress,
         )
-        report, rejected = fit_head(
-            with_options(read_recipe(path), settings_of(settings)), path.parent, data, out, options
-        )
+        report, rejected = fit_head(read_recipe(path), path.parent, data, out, options)
     render.fit(report, rejected, out, as_json)
     if rejected:
         raise typer.Exit(FAILED)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from typing import Any, Literal
 
 import msgspec
 
 from vsa_rt.contracts import Precision, Resample, ResizeSpec, ScoresKind, Target, Task
 from vsa_rt.errors import BundleError, UsageError
-from vsa_rt.recipe import Recipe
+from vsa_rt.recipe import Recipe, needed_backbones, options_of, tensor_input
 from vsa_rt.recipe_rules import check_recipe
 
-SCHEMA = 1
+#: 2 since bundles say what kind of scores they give, which inputs lie beside images, and what taps read.
+SCHEMA = 2
 #: More images than this in one call are nobody's wish; it bounds what a foreign manifest can allocate.
 MAX_BATCH = 1024
 #: Of one image's tensor, for the same reason: a quarter of a gigabyte of bytes, one of floats.
@@ -37,7 +39,7 @@ class InputRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         shape: Without the batch axis.
         resize: How the host makes it from an image; ``None`` for a ready tensor.
         rows: A ready tensor of which fewer rows may be given; zeros fill the rest. It lies beside the image, as
-            ``photo.NAME.npy``. Without it, a ready tensor can only be passed to ``infer``.
+            ``photo.jpg.NAME.npy``. Without it, a ready tensor can only be passed to ``infer``.
     """
 
     name: str
@@ -53,6 +55,7 @@ class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         name: The tensor's name.
         width: Its second axis.
+        reads: The tap whose values it is computed from, where that is another backbone's.
         kind: A backbone's features, the joined features, what the head gives before and after its activation, or
             the gates and experts of a mixture.
     """
@@ -60,6 +63,7 @@ class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     name: str
     width: int
     kind: Literal["backbone", "features", "logits", "gates", "experts", "scores"]
+    reads: str = ""
 
 
 class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +100,8 @@ class GateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         worst: Tap to its largest error relative to the reference's norm.
         flips: Images whose label changed outside ties.
         ties: Images whose label changed at a margin inside ten times the tolerance.
+        stand_ins: Images that had no files of their ready tensors and got stand-ins.
+        skipped: Photographs that could not be read.
     """
 
     stage: str
@@ -106,6 +112,8 @@ class GateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     worst: dict[str, float]
     flips: int
     ties: int
+    stand_ins: int = 0
+    skipped: int = 0
 
 
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -253,12 +261,43 @@ def _check_words(manifest: Manifest) -> str:
     return f"unknown precision {unknown[0]!r}" if unknown else ""
 
 
+def _check_recipe(manifest: Manifest) -> str:
+    """What the inputs and taps have that the recipe does not imply, or lack; empty if nothing."""
+    for names in ([i.name for i in manifest.inputs], [t.name for t in manifest.taps]):
+        twice = sorted(name for name, times in Counter(names).items() if times > 1)
+        if twice:
+            return f"{twice[0]!r} is an input or a tap twice"
+    recipe = manifest.recipe
+    if recipe is None or recipe.graph is not None:
+        return ""
+    needed = needed_backbones(recipe)
+    implied = dict(given for given in map(tensor_input, needed) if given is not None)
+    ready = {i.name: i for i in manifest.inputs if i.resize is None}
+    missing = sorted(implied.keys() - ready.keys())
+    if missing:
+        return f"the recipe takes {missing[0]!r}, which is no input"
+    for name, record in ready.items():
+        if name not in implied:
+            return f"input {name!r} is a ready tensor, which the recipe does not take"
+        if record.shape != implied[name] or not record.rows:
+            rows = "" if record.rows else ", not of rows"
+            return f"input {name!r} is {record.shape}{rows}; the recipe takes rows of {implied[name]}"
+    tapped = {t.name for t in manifest.taps if t.kind == "backbone"}
+    # Equal backbones are computed once: the tap then has the name of another one of its kind.
+    shared = {(b.architecture, options_of(b)) for b in needed if b.name in tapped}
+    for backbone in needed:
+        alike = (backbone.architecture, options_of(backbone)) in shared
+        if backbone.name in recipe.head.features and backbone.name not in tapped and not alike:
+            return f"the head takes {backbone.name!r}, which is no tap"
+    return ""
+
+
 def _check_consistency(manifest: Manifest, where: str) -> None:
     for engine in manifest.engines:
         Target.parse(engine.target)
     if manifest.recipe is not None:
         check_recipe(manifest.recipe, where)
-    problem = _check_tensors(manifest) or _check_words(manifest)
+    problem = _check_tensors(manifest) or _check_words(manifest) or _check_recipe(manifest)
     if problem:
         raise BundleError(f"{where}: contradicts itself: {problem}; rebuild the bundle")
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
 
-from vsa_rt.architecture import ARCHITECTURES, DualEncodingOptions, ObjectGraphOptions, Options, family_of
+from vsa_rt.architecture import (
+    ARCHITECTURES,
+    DualEncodingOptions,
+    ObjectGraphOptions,
+    Options,
+    family_of,
+    output_width,
+)
 from vsa_rt.contracts import Resample, ResizeSpec, Task
 
 SCHEMA = 1
@@ -221,27 +229,36 @@ def upstream(backbone: Backbone) -> str:
     return "" if given is not None and given[0] != "boxes" else backbone.reads
 
 
+def _each_after_its_source(
+    recipe: Recipe, names: Iterable[str], source: Callable[[Backbone], str]
+) -> list[Backbone]:
+    """These backbones, and before each one what it takes from; every one once."""
+    by_name = {b.name: b for b in recipe.backbones}
+    found: dict[str, Backbone] = {}
+    for first in names:
+        chain, name = [], first
+        while name and name not in found:
+            chain.append(by_name[name])
+            name = source(by_name[name])
+        found.update((b.name, b) for b in reversed(chain))
+    return list(found.values())
+
+
 def needed_backbones(recipe: Recipe) -> list[Backbone]:
     """The backbones that the head's features need, in the recipe's order but each one after what it reads.
 
     A backbone that is only named as the maker of ready tensors is not among them.
     """
-    by_name = {b.name: b for b in recipe.backbones}
-    needed: set[str] = set()
-    waiting = list(recipe.head.features)
-    while waiting:
-        name = waiting.pop()
-        if name and name not in needed:
-            needed.add(name)
-            waiting.append(upstream(by_name[name]))
-    found: dict[str, Backbone] = {}
+    needed = {b.name for b in _each_after_its_source(recipe, recipe.head.features, upstream)}
+    names = [b.name for b in recipe.backbones if b.name in needed]
+    return _each_after_its_source(recipe, names, upstream)
 
-    def visit(name: str) -> None:
-        if name and name not in found:
-            visit(upstream(by_name[name]))
-            found[name] = by_name[name]
 
-    for backbone in recipe.backbones:
-        if backbone.name in needed:
-            visit(backbone.name)
-    return list(found.values())
+def known_widths(recipe: Recipe) -> dict[str, int | None]:
+    """Every backbone's name to the width of its features; ``None`` where only its library knows it."""
+    widths: dict[str, int | None] = {}
+    names = [b.name for b in recipe.backbones]
+    for backbone in _each_after_its_source(recipe, names, lambda b: b.reads):
+        read = widths.get(backbone.reads)
+        widths[backbone.name] = output_width(backbone.architecture, options_of(backbone), read)
+    return widths

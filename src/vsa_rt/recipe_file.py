@@ -54,7 +54,7 @@ def read_recipe(path: Path) -> Recipe:
         table: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text, of TOML, or of a number with thousands of digits
         raise RecipeError(f"{path}: not TOML: {error}") from error
     fit = table.get("fit")
     if isinstance(fit, dict) and isinstance(fit.get("preset"), str):
@@ -64,6 +64,10 @@ def read_recipe(path: Path) -> Recipe:
     except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from error
     return check_recipe(recipe, str(path))
+
+
+#: Characters of an option's value.
+_LONGEST = 100
 
 
 def _value(text: str) -> str | int | float | bool:
@@ -95,6 +99,10 @@ def with_options(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
         name, _, option = key.partition(".")
         if name not in by_name:
             raise RecipeError(f"--set {key}: no backbone {name!r}; there are {', '.join(by_name)}")
+        if len(text) > _LONGEST:
+            raise RecipeError(
+                f"--set {key}: a value of {len(text)} characters; options are short words and numbers"
+            )
         backbone = by_name[name]
         options = backbone.options | {option: _value(text)}
         by_name[name] = msgspec.structs.replace(backbone, options=options)

@@ -31,7 +31,7 @@ def _ready_batch(inputs: list[InputRecord], run: Run) -> Judged:
     batch = PreparedBatch(
         as_photographs([Path(f"tensor {i}") for i in range(_READY_IMAGES)]), tensors, tensors
     )
-    return [(batch, run(tensors))]
+    return Judged([(batch, run(tensors))])
 
 
 def adopt_into(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
@@ -145,11 +148,8 @@ class _Lowered:
         """Taps whose own arithmetic stays in float32, each with the tap that it reads."""
         recipe = self.manifest.recipe
         backbones = recipe.backbones if recipe is not None else []
-        return {
-            b.name: b.reads
-            for b in backbones
-            if ARCHITECTURES[family_of(b.architecture)].exact and {b.name, b.reads} <= set(trunk)
-        }
+        exact = {b.name for b in backbones if ARCHITECTURES[family_of(b.architecture)].exact}
+        return {t.name: t.reads for t in self.manifest.taps if t.name in exact and t.reads in trunk}
 
     def records(self) -> list[GraphRecord]:
         """What the manifest says about them, FP32 first."""
@@ -166,13 +166,23 @@ def _compile(folder: Path, candidate: _Candidate, graph: bytes, manifest: Manife
     return [f"{candidate.folder}/{name}" for name in names]
 
 
-def _open(folder: Path, candidate: _Candidate, files: list[str], manifest: Manifest) -> Session:
+def _open(
+    folder: Path, candidate: _Candidate, files: list[str], manifest: Manifest, first: int = 1
+) -> Session:
+    options = OpenOptions(max_batch=manifest.max_batch, threads=usable_cores(), first=first)
     return table.backend(candidate.target.backend).open(
         [(folder / name).read_bytes() for name in files],
         input_specs(manifest),
         output_specs(manifest),
-        OpenOptions(max_batch=manifest.max_batch, threads=usable_cores()),
+        options,
     )
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps gigabytes of it, and several engines are opened next."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _measure(
@@ -180,22 +190,25 @@ def _measure(
 ) -> dict[str, dict[str, float]]:
     """Median latency in ms by candidate and batch, every candidate interleaved with the others, on photographs."""
     found: dict[str, dict[str, float]] = {str(b.candidate): {} for b in built}
-    photographs = judged[0][0].candidate
-    sessions = {str(b.candidate): _open(folder, b.candidate, b.files, manifest) for b in built}
+    photographs = judged.batches[0][0].candidate
+    _give_back()
     for batch in sorted({1, manifest.max_batch}):
         inputs = {
             n: np.ascontiguousarray(np.resize(a, (batch, *a.shape[1:]))) for n, a in photographs.items()
         }
+        # Opened for one batch size at a time: each may hold the weights once more.
+        sessions = {str(b.candidate): _open(folder, b.candidate, b.files, manifest, batch) for b in built}
         calls = {name: partial(session.slots[0].run, inputs) for name, session in sessions.items()}
         for call in calls.values():
-            call()  # engines are compiled for a batch size at its first call
+            call()
         # Each sample follows an untimed call of its own.
         once = 2 * sum(clock.single(call) for call in calls.values())
         rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(_SECONDS / once)))
         for name, samples in clock.measure(calls, rounds, warm_up=1).items():
             found[name][str(batch)] = round(clock.median_ms(samples), 3)
-    for session in sessions.values():
-        session.close()
+        calls.clear()
+        for session in sessions.values():
+            session.close()
     return found
 
 
@@ -238,7 +251,9 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
     return (
         manifest,
         reference,
-        run_reference(reference, manifest.inputs, gate_photographs(options.data, manifest.recipe)),
+        run_reference(
+            reference, manifest.inputs, gate_photographs(options.data, manifest.recipe), manifest.recipe
+        ),
     )
 
 
@@ -271,7 +286,7 @@ def _engines(
         options.progress(f"gate: {candidate} against {reference.name}")
         comparison = comparison_of(str(candidate), reference, manifest, candidate.precision)
         parity = judge(comparison, judged, session.slots[0].run, manifest.max_batch)
-        built.append(_Built(candidate, files, session.achieved, record_of(parity)))
+        built.append(_Built(candidate, files, session.achieved, record_of(parity, judged)))
         # An engine may hold its weights once per batch size: one at a time.
         session.close()
     if not built:

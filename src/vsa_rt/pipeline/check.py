@@ -26,7 +26,7 @@ from vsa_rt.pipeline.gate import (
     decides,
     judge,
 )
-from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs
+from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, as_photographs, batch_of
 from vsa_rt.pipeline.reference import find_reference
 
 
@@ -151,7 +151,7 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
             f"{bundle.root}: the golden tensors are not those of this graph; rebuild the bundle"
         )
     names = [Path(f"golden {i}") for i in range(len(next(iter(inputs.values()))))]
-    judged: Judged = [(PreparedBatch(as_photographs(names), inputs, inputs), taps)]
+    judged = Judged([(PreparedBatch(as_photographs(names), inputs, inputs), taps)])
     stages, refused = _stages(bundle, options)
     golden_reference = Reference("golden", "", read_labels(golden), lambda picture: {}, lambda batch: {})
     parities = [
@@ -198,7 +198,7 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
     stages, refused = _stages(bundle, options)
     stages = _graph_stage(bundle, reference) + stages
     resample = options.resample or manifest.resample
-    feed = PhotographFeed(manifest.inputs, reference.prepare, resample)
+    feed = PhotographFeed(manifest.inputs, reference.prepare, resample, batch_of(manifest.recipe))
     comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
     seen = 0
     for batch in feed.batches(dataset.photographs):

@@ -64,7 +64,7 @@ class ExportOptions:
 
 def write_golden(folder: Path, judged: Judged, labels: list[str]) -> None:
     """Store the inputs and taps of the first photographs."""
-    batch, taps = judged[0]
+    batch, taps = judged.batches[0]
     inputs = {name: array[:GOLDEN_IMAGES] for name, array in batch.reference.items()}
     (folder / GOLDEN).write_bytes(
         golden_to_bytes(inputs, {n: a[:GOLDEN_IMAGES] for n, a in taps.items()}, labels)
@@ -142,7 +142,7 @@ def export_into(
     reference = Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)
     inputs, taps = ensemble.module.inputs, ensemble.module.taps
     options.progress("running the PyTorch reference on photographs")
-    judged = run_reference(reference, inputs, gate_photographs(options.data, recipe))
+    judged = run_reference(reference, inputs, gate_photographs(options.data, recipe), recipe)
     options.progress("exporting one ONNX graph")
     graph = graph_from_ensemble(ensemble.module).SerializeToString()
     (folder / GRAPH).write_bytes(graph)
@@ -165,7 +165,7 @@ def export_into(
     options.progress("gate: ONNX against PyTorch")
     comparison = comparison_of("onnx", reference, manifest, Precision.FP32)
     gate = judge(comparison, judged, GraphExecutor(graph).run, manifest.max_batch)
-    return msgspec.structs.replace(manifest, gates=[require(record_of(gate))]), reference, judged
+    return msgspec.structs.replace(manifest, gates=[require(record_of(gate, judged))]), reference, judged
 
 
 def export(recipe: Recipe, recipe_folder: Path, out: Path, options: ExportOptions) -> Manifest:

@@ -6,7 +6,10 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Collection, Sequence
+from functools import cache
+from importlib import util
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import msgspec
@@ -32,6 +35,14 @@ with needs("export"):
 Features = NDArray[np.float32]
 #: Images that go through the networks together; one where each brings dozens of regions.
 _BATCH = 16
+#: Whose code steers what a feature is: reads weights, decodes, resizes or computes. Of a package, all its modules.
+CODE = (
+    *(f"vsa_rt.export.{name}" for name in ("arrays", "checkpoint", "formats", "mxnet", "torch_pickle")),
+    *(f"vsa_rt.export.{name}" for name in ("backbones", "networks", "timm_features", "trunk")),
+    *(f"vsa_rt.runtime.{name}" for name in ("companions", "decode", "jpeg", "pixels", "preprocess")),
+    *(f"vsa_rt.runtime.{name}" for name in ("resample", "_resample", "two_tap")),
+    __name__,
+)
 
 
 def _cache_folder(chosen: Path | None) -> Path:
@@ -64,12 +75,31 @@ def readable(dataset: Dataset, inputs: Sequence[InputRecord]) -> tuple[list[Phot
     return good, bad
 
 
+@cache
+def code_sha256(names: tuple[str, ...]) -> str:
+    """SHA-256 over the files of modules and packages, none of which is imported.
+
+    Args:
+        names: Dotted names; one that is not installed, such as an extension without a compiler, counts as empty.
+    """
+    digest = hashlib.sha256()
+    for name in names:
+        spec = util.find_spec(name)
+        path = Path(spec.origin) if spec is not None and spec.origin else None
+        digest.update(f"{name}\n".encode())
+        digest.update(hashlib.sha256(path.read_bytes() if path else b"").digest())
+        if spec is not None and spec.submodule_search_locations:
+            inner = iter_modules(spec.submodule_search_locations, f"{name}.")
+            digest.update(code_sha256(tuple(sorted(m.name for m in inner))).encode())
+    return digest.hexdigest()
+
+
 def data_key(photographs: Sequence[Photograph], inputs: Sequence[InputRecord] = ()) -> str:
     """SHA-256 over the photographs' names, labels and bytes, and their ready tensors', in order."""
     digest = hashlib.sha256()
     names = [i.name for i in inputs if i.rows]
     for photograph in photographs:
-        words = f"{photograph.path.name}\0{photograph.label}\0"
+        words = "".join(f"{word}\0" for word in (photograph.path.name, *(photograph.labels or ())))
         digest.update(words.encode("utf-8", "surrogateescape"))
         digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
         for name in names:
@@ -89,6 +119,7 @@ def _key(backbone: LoadedBackbone, read: str, data: str) -> str:
         repr((made.mean, made.std)),
         read,
         data,
+        code_sha256(CODE),
         torch.__version__,
         timm.__version__,
         PIL.__version__,

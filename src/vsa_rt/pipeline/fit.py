@@ -24,6 +24,7 @@ from vsa_rt.pipeline.features import data_key, features_by_backbone, readable, w
 from vsa_rt.pipeline.metrics import Routing, Series, evaluate
 from vsa_rt.pipeline.splits import Split, make_splits, read_fold_files
 from vsa_rt.recipe import Fit, Recipe
+from vsa_rt.recipe_file import with_options
 from vsa_rt.recipe_rules import check_recipe
 from vsa_rt.schedules import PRESETS
 from vsa_rt.version import __version__
@@ -35,7 +36,7 @@ with needs("export"):
     import torch
 
     from vsa_rt.export.ensemble import load_backbones
-    from vsa_rt.export.head import check_labels, head_to_bytes
+    from vsa_rt.export.head import BackboneRecord, backbone_records, check_labels, head_to_bytes
     from vsa_rt.export.training import join_features, train_head
     from vsa_rt.export.trunk import Trunk
 
@@ -52,6 +53,7 @@ class FitOptions:
         fold_files: Each lists one fold's test photographs; instead of ``split`` and ``folds``.
         weights: Backbone name to a file to use instead of the recipe's.
         random_seed: Seeded backbones.
+        settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
         cache: Folder for features; ``None`` for ``$XDG_CACHE_HOME/vsa-rt``.
         progress: Told of every step.
     """
@@ -63,6 +65,7 @@ class FitOptions:
     fold_files: Sequence[Path] = ()
     weights: dict[str, Path] = field(default_factory=dict)
     random_seed: int | None = None
+    settings: dict[str, str] = field(default_factory=dict)
     cache: Path | None = None
     progress: Progress = silent
 
@@ -104,6 +107,8 @@ class FitReport:
         confusion: Summed over the folds' test parts: rows true, columns predicted, in the labels' order.
         routing: Mixture of experts: per label, how its gates share the decision over the folds' test parts.
         checkpoints: Backbone name to the SHA-256 of its weights.
+        backbones: Backbone name to what the head file remembers of it: architecture, options, preprocessing, weights.
+        random_seed: Of the backbones whose weights are random; ``None`` if none is.
         head_sha256: Of the head file, trained on all photographs.
         settings: The ``fit`` and ``head`` tables that were in effect.
         command: What repeats it.
@@ -140,6 +145,8 @@ class FitReport:
     confusion: list[list[int]] | None
     routing: list[Routing] | None
     checkpoints: dict[str, str]
+    backbones: dict[str, BackboneRecord]
+    random_seed: int | None
     head_sha256: str
     settings: dict[str, object]
     command: str
@@ -150,9 +157,12 @@ def _in_effect(recipe: Recipe, options: FitOptions) -> Recipe:
     """The recipe with the settings that the options change.
 
     Raises:
-        UsageError: A preset is unknown or trains nothing, or fold files meet another split.
+        UsageError: A preset is unknown or trains nothing, fold files meet another split, or weights are a head's.
         RecipeError: The settings do not fit the recipe.
     """
+    if "head" in options.weights:
+        raise UsageError("--weights head=…: fit trains the head, from nothing; leave it out")
+    recipe = with_options(recipe, options.settings)
     fit = recipe.fit
     if options.preset is not None:
         if options.preset not in PRESETS:
@@ -189,13 +199,6 @@ def _targets(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.in
     return np.array([recipe.labels.index(p.label or "") for p in photographs], np.int64)
 
 
-def _with_labels(key: str, photographs: Sequence[Photograph]) -> str:
-    """The data's SHA-256, several labels of one photograph included."""
-    if all(p.label is not None for p in photographs):
-        return key
-    return hashlib.sha256(f"{key}\n{json.dumps([p.labels for p in photographs])}".encode()).hexdigest()
-
-
 def _check_out(out: Path) -> None:
     """Find out before the work whether its result can be written.
 
@@ -224,6 +227,7 @@ def _command(recipe: Recipe, data: Path, out: Path, options: FitOptions) -> str:
     words += [word for path in options.fold_files for word in ("--fold-file", path.name)]
     words += [w for name, path in options.weights.items() for w in ("--weights", f"{name}={path.name}")]
     words += ["--random-weights", str(options.random_seed)] if options.random_seed is not None else []
+    words += [word for key, value in options.settings.items() for word in ("--set", f"{key}={value}")]
     return shlex.join(words)
 
 
@@ -308,14 +312,14 @@ def fit(
     found = evaluate(recipe, features, targets, splits, options.seed, options.progress)
     options.progress("training on all photographs")
     head = train_head(recipe, features, targets, options.seed)
-    head_file = head_to_bytes(head, recipe, {b.name: b.width for b in backbones})
+    head_file = head_to_bytes(head, recipe, backbones)
     report = FitReport(
         recipe=recipe.name,
         head=recipe.head.kind,
         task=str(recipe.task),
         threshold=recipe.threshold if recipe.task is Task.MULTI_LABEL else None,
         data=data.resolve().name,
-        data_sha256=_with_labels(key, photographs),
+        data_sha256=key,
         photographs=len(photographs),
         labels=recipe.labels,
         seed=options.seed,
@@ -340,6 +344,8 @@ def fit(
         confusion=found.confusion,
         routing=found.routing,
         checkpoints={b.name: b.record.sha256 for b in backbones},
+        backbones=backbone_records(backbones),
+        random_seed=next((b.record.random_seed for b in backbones if b.record.random_seed is not None), None),
         head_sha256=hashlib.sha256(head_file).hexdigest(),
         settings={"fit": msgspec.to_builtins(recipe.fit), "head": _head_settings(recipe)},
         command=_command(recipe, data, out, options),

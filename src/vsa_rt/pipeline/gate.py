@@ -13,14 +13,29 @@ from vsa_rt.bench.parity import FAST_LEVELS, TOLERANCES, Comparison, Parity, Tol
 from vsa_rt.contracts import Precision, Resample
 from vsa_rt.dataset import Photograph
 from vsa_rt.manifest import GateRecord, InputRecord, Manifest
-from vsa_rt.pipeline.images import PhotographFeed, Prepare, PreparedBatch
+from vsa_rt.pipeline.images import PhotographFeed, Prepare, PreparedBatch, batch_of
+from vsa_rt.recipe import Recipe
+from vsa_rt.runtime.resample import effective
 
 #: Every tap of one batch.
 Arrays = Mapping[str, NDArray[Any]]
-#: A reference's outputs over some photographs, to hold several candidates against.
-Judged = list[tuple[PreparedBatch, Arrays]]
 #: Runs one batch of inputs ``(N, H, W, 3)`` by name.
 Run = Callable[[dict[str, NDArray[Any]]], Arrays]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A reference's outputs over some photographs, to hold several candidates against.
+
+    Attributes:
+        batches: Photographs with the reference's taps.
+        stand_ins: How many of them got stand-ins for their ready tensors.
+        skipped: How many photographs could not be read.
+    """
+
+    batches: list[tuple[PreparedBatch, Arrays]]
+    stand_ins: int = 0
+    skipped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +77,15 @@ def tolerance_for(precision: Precision, resample: Resample = Resample.EXACT) -> 
 
 
 def run_reference(
-    reference: Reference, inputs: Sequence[InputRecord], photographs: list[Photograph]
+    reference: Reference,
+    inputs: Sequence[InputRecord],
+    photographs: list[Photograph],
+    recipe: Recipe | None = None,
 ) -> Judged:
-    """The reference's taps over photographs."""
-    feed = PhotographFeed(inputs, reference.prepare)
-    return [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
+    """The reference's taps over photographs; the recipe says how many of them go together."""
+    feed = PhotographFeed(inputs, reference.prepare, batch=batch_of(recipe))
+    batches = [(batch, reference.run(batch.reference)) for batch in feed.batches(photographs)]
+    return Judged(batches, feed.stand_ins, len(feed.rejected))
 
 
 def run_in_parts(run: Run, inputs: dict[str, NDArray[Any]], size: int) -> Arrays:
@@ -96,6 +115,7 @@ def comparison_of(
         resample: How the host resizes.
     """
     decided = decides(manifest)
+    resample = effective(resample, [i.resize.kernel for i in manifest.inputs if i.resize is not None])
     return Comparison(
         stage=stage,
         reference=reference.name,
@@ -139,9 +159,9 @@ def judge(comparison: Comparison, judged: Judged, run: Run, max_batch: int) -> P
         run: The candidate.
         max_batch: The candidate's largest batch.
     """
-    for batch, taps in judged:
+    for batch, taps in judged.batches:
         compare_batch(comparison, batch, taps, run, max_batch)
-    compare_sizes(comparison, *judged[0], run, max_batch)
+    compare_sizes(comparison, *judged.batches[0], run, max_batch)
     return comparison.result()
 
 
@@ -151,8 +171,8 @@ def decides(manifest: Manifest) -> bool:
     return bool(manifest.labels) and (head is None or head.random_seed is None)
 
 
-def record_of(parity: Parity) -> GateRecord:
-    """The verdict as the manifest keeps it."""
+def record_of(parity: Parity, judged: Judged) -> GateRecord:
+    """The verdict as the manifest keeps it, with what it was found on."""
     return GateRecord(
         stage=parity.stage,
         reference=parity.reference,
@@ -162,4 +182,6 @@ def record_of(parity: Parity) -> GateRecord:
         worst={t.tap: float(f"{t.relative:.3g}") for t in parity.taps if np.isfinite(t.relative)},
         flips=len(parity.flips) - parity.ties,
         ties=parity.ties,
+        stand_ins=judged.stand_ins,
+        skipped=judged.skipped,
     )

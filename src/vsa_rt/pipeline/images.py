@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +23,16 @@ from vsa_rt.runtime.preprocess import Preprocessor
 
 #: An upright RGB picture to every input ``(H, W, 3)``.
 Prepare = Callable[[Image.Image], dict[str, NDArray[np.uint8]]]
+#: Photographs that are prepared and go through a reference at a time.
 BATCH = 8
+#: And where each brings dozens of regions through a network with it.
+BATCH_WITH_REGIONS = 1
 #: A gate at build time looks at this many photographs at most; `vsa-rt check` looks at all.
 GATE_IMAGES = 64
 #: And at this many where each brings dozens of regions through a network with it.
 GATE_IMAGES_WITH_REGIONS = 4
+#: In every value of an input before it is written.
+_UNWRITTEN = 77
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class PhotographFeed:
         inputs: What the graph takes.
         prepare: The reference's transform.
         resample: How the runtime resizes.
+        batch: Photographs at a time; see ``batch_of``.
         rejected: Photographs that could not be read, filled while reading.
         stand_ins: How many photographs had no file with their ready tensors and got stand-ins, counted while
             reading.
@@ -65,21 +72,38 @@ class PhotographFeed:
     inputs: Sequence[InputRecord]
     prepare: Prepare
     resample: Resample = Resample.EXACT
+    batch: int = BATCH
     rejected: list[ItemError] = field(default_factory=list)
     stand_ins: int = 0
 
     def _item(self, path: Path, picture: Image.Image) -> Path | Item:
-        """The photograph with its ready tensors: from the files beside it, else stand-ins."""
+        """The photograph with its ready tensors: from the files beside it, else stand-ins.
+
+        Whatever lies under a file's name is taken for the file, so that one that cannot be read is an error.
+        """
         wanted = [i for i in self.inputs if i.rows]
-        if not wanted or all(companion_path(path, i.name).exists() for i in wanted):
+        if not wanted or all(os.path.lexists(companion_path(path, i.name)) for i in wanted):
             return path
         with needs("export"):
             from vsa_rt.export.stand_ins import stand_in
         self.stand_ins += 1
         return Item(path, {i.name: stand_in(picture, i.name, i.shape) for i in wanted})
 
+    def _reference_rows(self, source: Path | Item) -> dict[str, NDArray[Any]]:
+        """The ready tensors, read, cast and padded without the runtime's code, which is what they judge."""
+        made: dict[str, NDArray[Any]] = {}
+        for record in self.inputs:
+            if record.rows:
+                if isinstance(source, Item):
+                    rows = source.tensors[record.name]
+                else:
+                    rows = np.load(companion_path(source, record.name), allow_pickle=False)
+                made[record.name] = np.zeros(record.shape, np.dtype(record.dtype))
+                made[record.name][: len(rows)] = rows
+        return made
+
     def batches(self, photographs: Sequence[Photograph]) -> Iterator[PreparedBatch]:
-        """Every readable photograph, ``BATCH`` at a time.
+        """Every readable photograph, ``batch`` at a time.
 
         Raises:
             DatasetError: None of them can be read.
@@ -88,22 +112,24 @@ class PhotographFeed:
         tensors = {i.name: tuple(i.shape) for i in self.inputs if i.rows}
         host = Preprocessor(specs, self.resample, tensors)
         read = 0
-        for start in range(0, len(photographs), BATCH):
+        for start in range(0, len(photographs), self.batch):
             good: list[Photograph] = []
             reference: list[dict[str, NDArray[Any]]] = []
             candidate: list[dict[str, NDArray[Any]]] = []
-            for photograph in photographs[start : start + BATCH]:
+            for photograph in photographs[start : start + self.batch]:
+                # Not of zeros: what the host code forgets to write must show.
                 rows: dict[str, NDArray[Any]] = {
-                    i.name: np.empty(i.shape, np.dtype(i.dtype)) for i in self.inputs
+                    i.name: np.full(i.shape, _UNWRITTEN, np.dtype(i.dtype)) for i in self.inputs
                 }
                 try:
                     picture = Image.fromarray(decode(photograph.path, item=str(photograph.path)))
-                    host.write(self._item(photograph.path, picture), rows, item=str(photograph.path))
+                    source = self._item(photograph.path, picture)
+                    host.write(source, rows, item=str(photograph.path))
                 except ItemError as error:
                     self.rejected.append(error)
                     continue
                 good.append(photograph)
-                reference.append(self.prepare(picture) | {name: rows[name] for name in tensors})
+                reference.append(self.prepare(picture) | self._reference_rows(source))
                 candidate.append(rows)
             if good:
                 read += len(good)
@@ -115,6 +141,15 @@ class PhotographFeed:
 
 def _stack(rows: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     return {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+
+
+def batch_of(recipe: Recipe | None) -> int:
+    """How many photographs may go through a recipe's torch networks together.
+
+    Args:
+        recipe: ``None`` for a graph without one.
+    """
+    return BATCH_WITH_REGIONS if recipe is not None and regions_of(recipe) else BATCH
 
 
 def as_photographs(paths: Sequence[Path]) -> list[Photograph]:

@@ -46,6 +46,8 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
     for gate in shown.gates:
         console.print(
             f"gate {gate.stage} against {gate.reference}: {verdict(gate.passed)} on {gate.images} images"
+            + (f", {gate.stand_ins} with stand-ins for their ready tensors" if gate.stand_ins else "")
+            + (f", {gate.skipped} could not be read" if gate.skipped else "")
         )
     if shown.engines:
         batches = list(shown.engines[0].latency_ms)

@@ -88,6 +88,9 @@ def fit(report: FitReport, rejected: Sequence[ItemError], out: Path, as_json: bo
         f"[bold]{escape(report.recipe)}[/], head {report.head}{preset}: {report.photographs} photographs, "
         f"seed {report.seed}"
     )
+    if report.random_seed is not None:
+        names = ", ".join(name for name, known in report.backbones.items() if known.random_seed is not None)
+        console.print(f"random weights (seed {report.random_seed}): {names}", soft_wrap=True)
     console.print(_split_words(report), soft_wrap=True)
     for name in ("accuracy", "weighted_f1", "micro_f1", "macro_f1"):
         folds, mean, std = (getattr(report, f"{name}{end}") for end in ("", "_mean", "_std"))
