@@ -108,6 +108,8 @@ def report(name: str, settings: Sequence[str], source: Path, count: int, work: P
     )
     size = sum(f["nbytes"] for f in built["manifest"]["files"].values()) / 1e9
     yield f"  build {seconds:.0f} s, {size:.2f} GB"
+    for left in built["manifest"]["rejected"]:
+        yield f"  left out: {left['target']} {left['precision']}: {left['reason']}"
     checked, seconds = vsa_rt("check", bundle, "--data", data)
     yield f"  check {seconds:.0f} s"
     for stage in checked["stages"]:
