@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
@@ -183,3 +184,12 @@ def load_weights(module: nn.Module, state: State, where: str, ignore: tuple[str,
     if problems:
         raise CheckpointError(f"{where} does not fit the network: {'; '.join(problems)}")
     module.load_state_dict(given, strict=False)
+
+
+def hash_state(module: nn.Module) -> str:
+    """SHA-256 over a network's tensors with their names, in its own order."""
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -67,14 +67,12 @@ class LoadedEnsemble:
         module: In evaluation mode.
         transforms: Input name to the weights' own transform.
         checkpoints: Backbone name, or ``head``, to where its weights came from.
-        widths: Backbone name to the width of its features.
         head_file: Bytes of the head's file.
     """
 
     module: Ensemble
     transforms: dict[str, Transform]
     checkpoints: dict[str, CheckpointRecord]
-    widths: dict[str, int]
     head_file: bytes
 
     def prepare(self, picture: Image.Image) -> dict[str, NDArray[np.uint8]]:
@@ -145,6 +143,5 @@ def load_ensemble(
             if i.resize is not None
         },
         checkpoints={b.name: b.record for b in backbones} | {"head": head_record},
-        widths={b.name: b.width for b in backbones},
         head_file=data,
     )

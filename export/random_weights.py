@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from vsa_rt.export.checkpoint import hash_state
 from vsa_rt.export.networks.dual_encoding import DualEncoding, DualEncodingFrames
 from vsa_rt.export.networks.inception2015 import Inception2015
 from vsa_rt.export.networks.object_graph import ObjectGraph, present_rows
@@ -190,14 +191,6 @@ def _calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
     module.eval()
 
 
-def _hash_state(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, tensor in module.state_dict().items():
-        digest.update(key.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def randomise(module: nn.Module, inputs: Sequence[Tensor], own: bool) -> str:
     """Give a network seeded weights; call it inside ``seeded``.
 
@@ -212,4 +205,4 @@ def randomise(module: nn.Module, inputs: Sequence[Tensor], own: bool) -> str:
     if own:
         _begin(module, inputs)
     _calibrate(module, inputs)
-    return _hash_state(module)
+    return hash_state(module)

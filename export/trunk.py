@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vsa_rt.architecture import ObjectGraphOptions
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.export.backbones import LoadedBackbone
+from vsa_rt.export.checkpoint import hash_state
 from vsa_rt.export.networks.object_graph import ObjectGraph, present_rows
 from vsa_rt.export.networks.regions import CutRegions, grid_boxes, present_boxes
 from vsa_rt.manifest import InputRecord
@@ -83,16 +84,12 @@ def identity_of(backbone: LoadedBackbone, read: str) -> str:
         read: The identity of the backbone that it reads, or empty.
     """
     entry = backbone.entry
-    weights = hashlib.sha256()
-    for key, tensor in backbone.network.state_dict().items():
-        weights.update(f"{key} {tuple(tensor.shape)}\n".encode())
-        weights.update(tensor.contiguous().numpy().data)
     parts = [
         entry.architecture,
         msgspec.json.encode(options_of(entry)).decode(),
         msgspec.json.encode(backbone.resize).decode(),
         repr((backbone.made.mean, backbone.made.std)),
-        weights.hexdigest(),
+        hash_state(backbone.network),
         read,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

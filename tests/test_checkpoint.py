@@ -25,6 +25,8 @@ torch = pytest.importorskip("torch", reason=reason)
 timm = pytest.importorskip("timm", reason=reason)
 safetensors_torch = pytest.importorskip("safetensors.torch", reason=reason)
 
+from published import as_efficientnet_pytorch
+
 from vsa_rt.export.backbones import LoadedBackbone, load_backbone
 from vsa_rt.export.checkpoint import (
     load_weights,
@@ -206,40 +208,12 @@ def test_random_weights_are_the_seeds_and_say_so(tmp_path: Path) -> None:
     assert one.sha256 != other.sha256
 
 
-def lukemelas(state: State) -> State:
-    """A timm EfficientNet's weights under EfficientNet-PyTorch's names: the documented mapping, inverted."""
-    first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-    expand = {
-        "conv_pw": "_expand_conv",
-        "bn1": "_bn0",
-        "conv_dw": "_depthwise_conv",
-        "bn2": "_bn1",
-        "conv_pwl": "_project_conv",
-        "bn3": "_bn2",
-    }
-    outside = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-    outside["classifier"] = "_fc"
-    blocks: dict[tuple[str, str], int] = {}
-    renamed: State = {}
-    for key, value in state.items():
-        parts = key.split(".")
-        if parts[0] == "blocks":
-            number = blocks.setdefault((parts[1], parts[2]), len(blocks))
-            expands = f"blocks.{parts[1]}.{parts[2]}.conv_pwl.weight" in state
-            renamed[".".join((f"_blocks.{number}", (expand if expands else first)[parts[3]], *parts[4:]))] = (
-                value
-            )
-        else:
-            renamed[".".join((outside[parts[0]], *parts[1:]))] = value
-    return renamed
-
-
 def test_efficientnet_pytorch_keys_become_timms() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     own = network.state_dict()
-    foreign = lukemelas(own)
+    foreign = as_efficientnet_pytorch(own)
     assert not foreign.keys() & own.keys()
     renamed = timm_keys_from_efficientnet_pytorch(foreign, network)
     assert renamed.keys() == own.keys()
@@ -248,7 +222,7 @@ def test_efficientnet_pytorch_keys_become_timms() -> None:
 
 def test_a_foreign_key_keeps_its_name_and_is_reported() -> None:
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    foreign = lukemelas(network.state_dict()) | {
+    foreign = as_efficientnet_pytorch(network.state_dict()) | {
         "_blocks.99._bn0.weight": torch.zeros(1),
         "_swish": torch.zeros(1),
     }

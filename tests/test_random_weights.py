@@ -357,8 +357,9 @@ def test_weights_that_come_out_differently_here_are_no_reference(
     here: Cli, wired_bundle: Path, wired_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find_reference(Bundle.open(wired_bundle)).name == "torch"
-    real = random_weights._hash_state
-    monkeypatch.setattr(random_weights, "_hash_state", lambda module: real(module)[::-1])
+    from vsa_rt.export.checkpoint import hash_state as real
+
+    monkeypatch.setattr(random_weights, "hash_state", lambda module: real(module)[::-1])
     found = find_reference(Bundle.open(wired_bundle))
     assert found.name == "onnx"
     assert "random weights of 'r' come out differently on this machine" in found.why

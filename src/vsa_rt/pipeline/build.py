@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import shutil
 from dataclasses import dataclass, field
 from functools import partial
@@ -178,20 +175,12 @@ def _open(
     )
 
 
-def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps gigabytes of it, and several engines are opened next."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _measure(
     folder: Path, built: list[_Built], manifest: Manifest, judged: Judged
 ) -> dict[str, dict[str, float]]:
     """Median latency in ms by candidate and batch, every candidate interleaved with the others, on photographs."""
     found: dict[str, dict[str, float]] = {str(b.candidate): {} for b in built}
     photographs = judged.batches[0][0].candidate
-    _give_back()
     for batch in sorted({1, manifest.max_batch}):
         inputs = {
             n: np.ascontiguousarray(np.resize(a, (batch, *a.shape[1:]))) for n, a in photographs.items()
