@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vsa_rt.bench import clock
-from vsa_rt.bench.first_light import THREADS, ready_tensors, torch_call
+from vsa_rt.bench.experiments.first_light import THREADS, ready_tensors, torch_call
 from vsa_rt.bench.parity import TOLERANCES, Comparison
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from vsa_rt.contracts import Sentiment
+from vsa_rt.documents import finite
 from vsa_rt.errors import ItemError
 from vsa_rt.render.tables import (
-    finite,
     new_table,
     random_weights,
 )

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsa_rt.documents import finite
 from vsa_rt.errors import ItemError
 
 if TYPE_CHECKING:
@@ -20,17 +21,6 @@ if TYPE_CHECKING:
 
 #: Version of every JSON document and line (docs/json.md).
 SCHEMA = 1
-
-
-def finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return value
 
 
 def document(kind: str, **fields: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the first-light issue asked to be measured: ``python -m vsa_rt.bench.first_light BUNDLE PHOTOGRAPHS``.
+"""What the first-light issue asked to be measured: ``python -m vsa_rt.bench.experiments.first_light BUNDLE PHOTOGRAPHS``.
 
 Every ratio is of one interleaved run and names the precision of both sides; every engine gets the same threads.
 """

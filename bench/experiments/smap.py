@@ -1,6 +1,6 @@
 """SMAP 2021's five-backbone ensemble: one fused call against PyTorch eager, run feature by feature as the paper does.
 
-Usage: ``python -m vsa_rt.bench.smap BUNDLE PHOTOGRAPHS [--rounds N] [--batch 1,8] [--json]``
+Usage: ``python -m vsa_rt.bench.experiments.smap BUNDLE PHOTOGRAPHS [--rounds N] [--batch 1,8] [--json]``
 
 The bundle is one of ``vsa-rt build smap2021-moe --random-weights 0``; weights do not change the time. PyTorch runs
 each feature from the pixels on its own, so ResNet-152 twice, for R and for S; G takes its objects' features. Both

@@ -1,6 +1,6 @@
 """Measures what one photograph costs the host: decoding and resizing, way by way, on one thread.
 
-Run as ``python -m vsa_rt.bench.host DIR [--json]``. The ways take turns on every file, so that other load on the
+Run as ``python -m vsa_rt.bench.experiments.host DIR [--json]``. The ways take turns on every file, so that other load on the
 machine hits all of them alike; the time is the thread's own, the figure is the median over the files.
 """
 
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 if the folder holds no image.
     """
-    parser = argparse.ArgumentParser(prog="python -m vsa_rt.bench.host", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vsa_rt.bench.experiments.host", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder of photographs")
     parser.add_argument("-n", "--count", type=int, default=100, help="how many of them (default: 100)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

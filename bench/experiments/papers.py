@@ -1,6 +1,6 @@
 """Every recipe of the papers from end to end with seeded weights: fit, build, check; what each tap differs by.
 
-Usage: ``python -m vsa_rt.bench.papers LABELLED_FOLDER --work DIR [--photographs N] [--recipe NAME]... [--set …]…``
+Usage: ``python -m vsa_rt.bench.experiments.papers LABELLED_FOLDER --work DIR [--photographs N] [--recipe NAME]... [--set …]…``
 
 Some photographs of the folder get ready tensors beside them (stand-ins) and labels: their own where the recipe has
 them, else by brightness, so that every label is one that a head can learn. The head is then fitted over the seeded

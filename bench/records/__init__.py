@@ -1,0 +1,1 @@
+"""The records of which the report is made, by what they are about."""
