@@ -133,16 +133,16 @@ def _series(report: Report) -> Iterator[Series]:
 def _contradictions(report: Report) -> Iterator[str]:
     """What a reader could not rely on."""
     plans = {p.name for p in report.plans}
-    for record in (
-        *report.runs,
-        *report.splits,
-        *report.cold,
-        *report.gaps,
-        *report.limits,
-        *report.profiles,
-    ):
-        if record.plan not in plans:
-            yield f"{type(record).__name__} of an unknown plan {record.plan!r}"
+    named = {
+        "run": [r.plan for r in report.runs],
+        "split": [s.plan for s in report.splits],
+        "cold start": [c.plan for c in report.cold],
+        "gap": [g.plan for g in report.gaps],
+        "limits": [r.plan for r in report.limits],
+        "profile": [p.plan for p in report.profiles],
+    }
+    for what, names in named.items():
+        yield from (f"{what} of an unknown plan {name!r}" for name in names if name not in plans)
     for series in _series(report):
         if not 0 <= series.warm_up < max(1, len(series.samples)):
             yield f"warm-up of {series.warm_up} among {len(series.samples)} samples"
