@@ -133,6 +133,8 @@ class Runtime:
         choice: Which engine runs, why, and why the others do not.
         labels: In the order of the scores.
         resample: How the host resizes.
+        preprocessor: Makes graph inputs of images; ``None`` where the graph takes other tensors too.
+        labeller: Makes sentiments of scores.
     """
 
     def __init__(
@@ -148,11 +150,11 @@ class Runtime:
         self.labels = list(manifest.labels)
         self._batch = batch
         self._closed = False
-        self._labeller = Labeller(self.labels, manifest.task, manifest.threshold, manifest.scores_kind)
+        self.labeller = Labeller(self.labels, manifest.task, manifest.threshold, manifest.scores_kind)
         specs = {i.name: i.resize for i in manifest.inputs if i.resize is not None}
         rows = {i.name: tuple(i.shape) for i in manifest.inputs if i.rows}
         whole = len(specs) + len(rows) == len(manifest.inputs)
-        self._preprocessor = Preprocessor(specs, resample, rows) if whole else None
+        self.preprocessor = Preprocessor(specs, resample, rows) if whole else None
         self._inputs = input_specs(manifest)
         # Last in, first out: the slot used last is warm in the caches, and its request is bound already.
         self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
@@ -200,10 +202,8 @@ class Runtime:
     def map(self, images: Iterable[ImageSource | Item]) -> Iterator[Sentiment | ItemError]:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
         if not self.labels:
-            raise UsageError(_READY_ONLY if self._preprocessor is None else _NO_LABELS)
-        return self._stream(
-            as_items(images), lambda outputs, count: self._labeller(outputs["scores"][:count])
-        )
+            raise UsageError(_READY_ONLY if self.preprocessor is None else _NO_LABELS)
+        return self._stream(as_items(images), lambda outputs, count: self.labeller(outputs["scores"][:count]))
 
     def features(self, images: Iterable[ImageSource | Item] | ImageSource | Item) -> Features:
         """Every tap of images.
@@ -325,9 +325,9 @@ class Runtime:
             self._free.put(batch.slot)
 
     def _require_preprocessor(self) -> Preprocessor:
-        if self._preprocessor is None:
+        if self.preprocessor is None:
             raise UsageError(_READY_ONLY)
-        return self._preprocessor
+        return self.preprocessor
 
     def _send(self, chunk: list[tuple[int, Any]], take: Take[T]) -> Future[list[T | ItemError]]:
         """Hand a batch to the host threads; the one that prepares the last item hands it to the engine."""

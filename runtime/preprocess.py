@@ -87,16 +87,18 @@ class Preprocessor:
         picture: ImageSource = source.image if isinstance(source, Item) else source
         # The image first: where it is absent, so are its files, and that is not what has to be said.
         if self.specs:
-            self._write_pixels(picture, outputs, item)
+            self.resize(self.decode(picture, item), outputs, item)
         elif isinstance(picture, str | os.PathLike):
             require_image_file(picture, item)
-        if self.rows:
-            for name, rows in tensors_of(source, self.rows, item).items():
-                fill(name, rows, outputs[name], item)
+        self.fill_rows(source, outputs, item)
 
-    def _write_pixels(self, picture: ImageSource, outputs: Mapping[str, NDArray[Any]], item: str) -> None:
+    def decode(self, picture: ImageSource, item: str) -> NDArray[np.uint8]:
+        """Decode an image, at a fraction of its size where ``mode`` allows; see ``write``."""
+        return decode(picture, item=item, at_least=self._at_least)
+
+    def resize(self, image: NDArray[np.uint8], outputs: Mapping[str, NDArray[Any]], item: str) -> None:
+        """Write every image input from what ``decode`` gave; see ``write``."""
         targets = [(spec, outputs[names[0]]) for spec, names in self._names.items()]
-        image = decode(picture, item=item, at_least=self._at_least)
         try:
             resize(image, targets)
         except ResizeRefused as error:
@@ -106,3 +108,9 @@ class Preprocessor:
         for names in self._names.values():
             for name in names[1:]:
                 np.copyto(outputs[name], outputs[names[0]], casting="no")
+
+    def fill_rows(self, source: ImageSource | Item, outputs: Mapping[str, NDArray[Any]], item: str) -> None:
+        """Copy the ready tensors that belong to an image; see ``write``."""
+        if self.rows:
+            for name, rows in tensors_of(source, self.rows, item).items():
+                fill(name, rows, outputs[name], item)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vsa_rt.bench.parity import Parity
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Resample, Target
-from vsa_rt.dataset import read_dataset
+from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.doctor import usable_cores
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.select import open_session
@@ -179,43 +181,66 @@ def check(bundle: Bundle, data: Path, options: CheckOptions) -> Check:
 
     Args:
         bundle: What to check.
-        data: A folder as ``read_dataset`` takes it; with labels, accuracies are compared too.
+        data: A folder as ``read_dataset`` takes it; with labels, metrics are compared too.
         options: Which engines, and where weights are.
 
     Raises:
         BundleError: The bundle is damaged or takes no images.
         DatasetError: No photograph can be read.
     """
-    manifest = bundle.manifest
-    if any(i.resize is None and not i.rows for i in manifest.inputs):
-        raise UsageError(
-            f"{bundle.root}: takes ready tensors only; check it without --data, on its golden tensors"
-        )
+    _require_images(bundle)
     bundle.verify()
     dataset = read_dataset(data)
     options.progress("loading the reference")
     reference = find_reference(bundle, options.weights)
+    found = check_photographs(bundle, dataset.photographs, reference, options)
+    return dataclasses.replace(found, rejected=dataset.rejected + found.rejected)
+
+
+def _require_images(bundle: Bundle) -> None:
+    if any(i.resize is None and not i.rows for i in bundle.manifest.inputs):
+        raise UsageError(
+            f"{bundle.root}: takes ready tensors only; check it without --data, on its golden tensors"
+        )
+
+
+def check_photographs(
+    bundle: Bundle, photographs: Sequence[Photograph], reference: Reference, options: CheckOptions
+) -> Check:
+    """Compare graph and engines with a reference over photographs.
+
+    Args:
+        bundle: What to check; its files are taken for verified.
+        photographs: With labels, metrics are compared too.
+        reference: What to hold them against.
+        options: Which engines.
+
+    Raises:
+        DatasetError: No photograph can be read.
+        UsageError: The bundle takes ready tensors that do not come with images.
+    """
+    _require_images(bundle)
+    manifest = bundle.manifest
     stages, refused = _stages(bundle, options)
     stages = _graph_stage(bundle, reference) + stages
     resample = options.resample or manifest.resample
     feed = PhotographFeed(manifest.inputs, reference.prepare, resample, batch_of(manifest.recipe))
     comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
     seen = 0
-    for batch in feed.batches(dataset.photographs):
+    for batch in feed.batches(photographs):
         taps = reference.run(batch.reference)
         for stage, comparison in zip(stages, comparisons, strict=True):
             if not seen:
                 compare_sizes(comparison, batch, taps, stage.run, manifest.max_batch)
             compare_batch(comparison, batch, taps, stage.run, manifest.max_batch)
         seen += len(batch.photographs)
-        options.progress(f"compared {seen} of {len(dataset.photographs)} photographs")
-    parities = [c.result() for c in comparisons]
+        options.progress(f"compared {seen} of {len(photographs)} photographs")
     return Check(
         reference.name,
         reference.why,
-        parities,
+        [c.result() for c in comparisons],
         refused,
-        dataset.rejected + feed.rejected,
+        feed.rejected,
         _random(bundle),
         decides(manifest),
         feed.stand_ins,

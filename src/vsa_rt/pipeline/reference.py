@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vsa_rt.bundle import Bundle, hash_file
 from vsa_rt.contracts import ResizeSpec
@@ -13,6 +14,9 @@ from vsa_rt.export.transforms import reference_transform
 from vsa_rt.locate import locate
 from vsa_rt.pipeline.gate import Reference
 from vsa_rt.pipeline.images import Prepare
+
+if TYPE_CHECKING:
+    from vsa_rt.export.ensemble import LoadedEnsemble
 
 HEAD = "head.safetensors"
 
@@ -52,7 +56,7 @@ def _checkpoints(bundle: Bundle, folder: Path, weights: dict[str, Path]) -> dict
     return found
 
 
-def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
+def load_torch(bundle: Bundle, weights: dict[str, Path]) -> LoadedEnsemble:
     """Rebuild the torch model that the bundle was made from.
 
     Args:
@@ -83,7 +87,12 @@ def torch_reference(bundle: Bundle, weights: dict[str, Path]) -> Reference:
                 f"checkpoint of {name!r}: {record.found} has SHA-256 {record.sha256[:12]}…, the bundle was built "
                 f"from {records[name].sha256[:12]}…; name that file with --weights {name}=PATH"
             )
-    return Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)
+    return ensemble
+
+
+def reference_of(ensemble: LoadedEnsemble) -> Reference:
+    """The torch model as something to be held against."""
+    return Reference("torch", "", list(ensemble.module.recipe.labels), ensemble.prepare, ensemble.run)
 
 
 def onnx_reference(bundle: Bundle, why: str) -> Reference:
@@ -109,7 +118,7 @@ def find_reference(bundle: Bundle, weights: dict[str, Path] | None = None) -> Re
     fit the manifest are an error: the bundle is not what it says.
     """
     try:
-        return torch_reference(bundle, weights or {})
+        return reference_of(load_torch(bundle, weights or {}))
     except (EnvironmentUnusable, CheckpointAbsent) as error:
         if weights:
             raise
