@@ -1,0 +1,109 @@
+"""Using a bundle: look into it, run it, prove it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vsa_rt.cli.app import FAILED, app, reader_may_leave, shown_progress
+from vsa_rt.cli.options import AsJson, Format, OnePrecision, OneTarget, ResampleOption, Weights, weights_of
+from vsa_rt.contracts import Target
+from vsa_rt.errors import UsageError
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    as_json: AsJson = False,
+) -> None:
+    """Verify a bundle's files and show what it holds."""
+    from vsa_rt import render
+    from vsa_rt.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.verify()
+    render.manifest(opened.manifest, bundle, as_json)
+
+
+@app.command()
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images and folders.")],
+    output: Annotated[
+        Format | None, typer.Option("--format", help="Default: a table on a terminal, else JSON lines.")
+    ] = None,
+    target: OneTarget = None,
+    precision: OnePrecision = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images per engine call; default: max-batch.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine; default: all.")] = None,
+    resample: ResampleOption = None,
+    glob: Annotated[
+        str | None, typer.Option(help="Take only files of a folder with such names: '*.jpg'.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=0, help="Print the TOP best scores; 0 prints all.")] = 10,
+) -> None:
+    """Say the sentiment of images. A bad item gets its error; the others are unharmed."""
+    from vsa_rt import render
+    from vsa_rt.doctor import usable_cores
+    from vsa_rt.runtime.load import load
+    from vsa_rt.runtime.sources import items_from_paths
+
+    items = list(items_from_paths(paths, glob))
+    cores = threads or usable_cores()
+    # Many images: one engine stream per core gives the most images per second. Few: the shortest call.
+    streams = cores if len(items) > 4 * cores else 1
+    with (
+        reader_may_leave(),
+        load(
+            bundle,
+            target=target,
+            precision=precision,
+            threads=cores,
+            streams=streams,
+            resample=resample,
+            batch=batch,
+        ) as runtime,
+    ):
+        failed = render.results(items, runtime, output.value if output else None, top)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Photographs, with labels or without; by default the bundle's own golden tensors."),
+    ] = None,
+    target: OneTarget = None,
+    precision: OnePrecision = None,
+    resample: ResampleOption = None,
+    weights: Weights = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a bundle with its reference, tap by tap and label by label; exit 1 when a gate fails."""
+    from vsa_rt import render
+    from vsa_rt.bundle import Bundle
+    from vsa_rt.pipeline.check import CheckOptions, check_golden
+    from vsa_rt.pipeline.check import check as check_bundle
+
+    with shown_progress() as progress:
+        options = CheckOptions(
+            target=Target.parse(target) if target else None,
+            precision=precision,
+            resample=resample,
+            weights=weights_of(weights),
+            progress=progress,
+        )
+        if weights and data is None:
+            raise UsageError("--weights: the golden tensors need no reference; name photographs with --data")
+        opened = Bundle.open(bundle)
+        found = check_bundle(opened, data, options) if data else check_golden(opened, options)
+    render.check(found, as_json)
+    if not found.passed or found.rejected:
+        raise typer.Exit(FAILED)

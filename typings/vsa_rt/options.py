@@ -1,1 +1,0 @@
-../../src/vsa_rt/options.py
