@@ -63,7 +63,7 @@ class Resources(Record, frozen=True, kw_only=True):
             ``ColdStart``).
         device_mib: Memory of the GPU in use, in MiB.
         cores: Processor time of this process per wall time.
-        other_cores: That of everybody else on the machine.
+        other_cores: That of everybody else, on the processors that this process may use.
         stolen: Share of the processors' time that the hypervisor kept.
         pressure: Share of the time in which something waited for a processor.
         joules: Energy, of the sensors named in ``sources``.
