@@ -1,4 +1,7 @@
-"""The only place that compares: two stages over the same images, tap by tap and decision by decision."""
+"""The only place that compares: two stages over the same images, tap by tap and decision by decision.
+
+The verdict is given here; what scores decide is in ``decisions``, what true labels say of them in ``metrics``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vsa_rt.bench.decisions import Flip, Rule, ScoreLog, decisions, flip_reasons
+from vsa_rt.bench.metrics import McNemar, Metric, Reliability, ReliabilityBin, label_metrics
 from vsa_rt.contracts import Precision, Task
 from vsa_rt.errors import VsaError
 
 Array = NDArray[Any]
+#: What others import from here; what a ``Parity`` is made of included.
+__all__ = [
+    "FAST_LEVELS",
+    "TOLERANCES",
+    "Comparison",
+    "Flip",
+    "McNemar",
+    "Metric",
+    "Parity",
+    "Reliability",
+    "ReliabilityBin",
+    "TapParity",
+    "Tolerance",
+]
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,9 @@ FAST_LEVELS = 3.0
 class TapParity:
     """One tap's comparison.
 
+    Where an output is not a number, ``max_abs`` and ``relative`` are infinite, and mean, cosine and gain ``None``.
+    JSON has ``null`` for the infinite ones, which is read back as ``None``.
+
     Attributes:
         tap: Its name.
         kind: ``input``, ``features`` or ``scores``.
@@ -70,35 +92,13 @@ class TapParity:
 
     tap: str
     kind: str
-    max_abs: float
-    mean_abs: float
-    relative: float
-    cosine: float
-    gain: float
+    max_abs: float | None
+    mean_abs: float | None
+    relative: float | None
+    cosine: float | None
+    gain: float | None
     worst: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Flip:
-    """One image whose label changed; ``margin`` is the reference's lead of its label, ``tie`` if it is small."""
-
-    item: str
-    reference: str
-    candidate: str
-    margin: float
-    tie: bool
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of reference and candidate against the true labels, and the 95 % interval of the difference."""
-
-    name: str
-    reference: float
-    candidate: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,18 @@ class Parity:
         taps: In the order of the data.
         flips: Every image with another label, ties included.
         kl: Mean Kullback-Leibler divergence of the normalised scores, in nats.
-        metrics: With labels only.
+        metrics: With labels only, the one that matters most first.
         reasons: Why it fails, the first tap on the data's way first; empty if it holds.
+        kl_worst: Largest divergence of one image.
+        kl_item: Which image; empty where nothing diverges.
+        rank_changes: Images whose labels, best first, come in another order.
+        kendall_tau: Mean rank correlation (tau-b) of the images' scores; ``None`` where no two labels differ in score.
+        distances: Distribution only: means of the distances (``decisions.DISTANCES``) of the candidate's scores from
+            the reference's.
+        undecided: Images with a score that is not a number; they are in no figure but those of the taps.
+        labelled: Images whose true labels are known, of which ``metrics``, ``mcnemar`` and ``reliability`` tell.
+        mcnemar: Whether one side is right more often; multi-label: with an image's whole set of labels.
+        reliability: Confidence against accuracy; ``None`` without labels, and for distributions.
     """
 
     stage: str
@@ -124,6 +134,15 @@ class Parity:
     kl: float | None
     metrics: list[Metric]
     reasons: list[str]
+    kl_worst: float | None = None
+    kl_item: str = ""
+    rank_changes: int = 0
+    kendall_tau: float | None = None
+    distances: dict[str, float] = field(default_factory=dict)
+    undecided: int = 0
+    labelled: int = 0
+    mcnemar: McNemar | None = None
+    reliability: Reliability | None = None
 
     @property
     def passed(self) -> bool:
@@ -160,17 +179,17 @@ class _TapSums:
         self.pixels = reference.dtype == np.uint8
         r = reference.reshape(len(items), -1).astype(np.float64)
         c = candidate.reshape(len(items), -1).astype(np.float64)
-        gap = np.abs(c - r)
-        norms = np.linalg.norm(r, axis=1)
-        dots = (r * c).sum(1)
-        lengths = norms * np.linalg.norm(c, axis=1)
-        cosine = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
         # A NaN anywhere must fail the tap, and max() would drop it.
         finite = np.isfinite(c).all(1) & np.isfinite(r).all(1)
         if not finite.all():
             self.max_abs = float("inf")
             self.broken = self.broken or items[int(np.argmin(finite))]
             return
+        gap = np.abs(c - r)
+        norms = np.linalg.norm(r, axis=1)
+        dots = (r * c).sum(1)
+        lengths = norms * np.linalg.norm(c, axis=1)
+        cosine = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
         self.max_abs = max(self.max_abs, float(gap.max(initial=0.0)))
         self.sum_abs += float(gap.sum())
         self.count += gap.size
@@ -225,17 +244,21 @@ def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
     return ""
 
 
-def _kl(reference: Array, candidate: Array) -> float:
-    """Sum over images of KL(reference || candidate) of the scores, each row scaled to sum 1."""
-    tiny = np.finfo(np.float64).tiny
-    p, q = reference.astype(np.float64), candidate.astype(np.float64)
-    p = p / np.maximum(p.sum(1, keepdims=True), tiny)
-    q = q / np.maximum(q.sum(1, keepdims=True), tiny)
-    return float((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum())
-
-
-def _text(labels: set[str]) -> str:
-    return ", ".join(sorted(labels)) or "no label"
+def _tap_parity(name: str, kind: str, sums: _TapSums, allowed: Tolerance) -> TapParity:
+    relative, worst = sums.largest()
+    known = not sums.broken
+    return TapParity(
+        tap=name,
+        kind=kind,
+        max_abs=sums.max_abs,
+        mean_abs=sums.sum_abs / sums.count if known and sums.count else None,
+        relative=relative,
+        cosine=sums.cosine if known else None,
+        gain=sums.gain if known else None,
+        worst=worst,
+        # Logits are judged through the scores: their zero is arbitrary.
+        reason="" if name == "logits" else _reason(kind, sums, allowed),
+    )
 
 
 @dataclass
@@ -262,11 +285,8 @@ class Comparison:
     threshold: float = 0.5
     required: Sequence[str] = ()
     _taps: dict[tuple[str, str], _TapSums] = field(default_factory=dict)
-    _flips: list[Flip] = field(default_factory=list)
-    _kl: float = 0.0
-    _decided: int = 0
+    _scores: ScoreLog = field(default_factory=ScoreLog)
     _images: int = 0
-    _right: list[tuple[float, float]] = field(default_factory=list)
 
     def _add(
         self,
@@ -331,101 +351,45 @@ class Comparison:
                 f"{self.stage}: has the labels {', '.join(self.labels)}, the reference {', '.join(self.reference_labels)}"
             )
         by_name = [list(self.labels).index(n) for n in self.reference_labels]
-        candidate = candidate[:, by_name]
-        self._kl += _kl(reference, candidate)
-        self._decided += len(items)
-        for row, item in enumerate(items):
-            said, says = self._words(reference[row]), self._words(candidate[row])
-            if said != says:
-                margin = self._margin(reference[row], said ^ says)
-                flip = Flip(item, _text(said), _text(says), margin, margin < self.tolerance.tie)
-                self._flips.append(flip)
-            known = truth[row] if truth else None
-            if known is not None:
-                self._right.append((self._share(said, set(known)), self._share(says, set(known))))
-
-    def _share(self, words: set[str], truth: set[str]) -> float:
-        """Multi-label: the share of labels that are decided rightly; else 1 or 0."""
-        if self.task is Task.MULTI_LABEL:
-            return 1 - len(words ^ truth) / len(self.reference_labels)
-        return float(words == truth)
-
-    def _words(self, scores: Array) -> set[str]:
-        """The labels that a row of scores stands for."""
-        if self.task is Task.MULTI_LABEL:
-            return {name for name, s in zip(self.reference_labels, scores, strict=True) if s > self.threshold}
-        return {self.reference_labels[int(scores.argmax())]}
-
-    def _margin(self, scores: Array, changed: set[str]) -> float:
-        """How sure the reference was: its lead over the next label, or the distance from the threshold."""
-        if self.task is Task.MULTI_LABEL:
-            places = [list(self.reference_labels).index(name) for name in changed]
-            return float(np.abs(scores[places] - self.threshold).max())
-        ordered = np.sort(scores)
-        return float(ordered[-1] - ordered[-2])
-
-    def _decision_reasons(self) -> list[str]:
-        allowed, reasons = self.tolerance, []
-        wide = [f for f in self._flips if f.margin >= allowed.tie]
-        if wide:
-            f = max(wide, key=lambda f: f.margin)
-            reasons.append(
-                f"labels: {len(wide)} of {self._decided} flip at a margin above {allowed.tie:g}; the widest: "
-                f"{f.item}, {f.reference} to {f.candidate} at {f.margin:.3f}"
-            )
-        elif len(self._flips) > max(1, allowed.flips * self._decided):
-            reasons.append(
-                f"labels: {len(self._flips)} of {self._decided} flip, allowed {100 * allowed.flips:g} %"
-            )
-        return reasons
-
-    def _metrics(self) -> list[Metric]:
-        if not self._right:
-            return []
-        pairs = np.array(self._right, np.float64)
-        change = pairs[:, 1] - pairs[:, 0]
-        # Paired bootstrap, 2,000 resamples, percentile interval (Efron and Tibshirani 1993, 13.3). An image's change
-        # is one of a few values, so a resample is one draw of their counts.
-        values, counts = np.unique(change, return_counts=True)
-        drawn = np.random.default_rng(0).multinomial(len(pairs), counts / len(pairs), 2000)
-        low, high = (float(v) for v in np.percentile(drawn @ values / len(pairs), [2.5, 97.5]))
-        name = "label accuracy" if self.task is Task.MULTI_LABEL else "accuracy"
-        return [Metric(name, float(pairs[:, 0].mean()), float(pairs[:, 1].mean()), low, high)]
+        self._scores.add(items, reference, candidate[:, by_name], truth)
 
     def result(self) -> Parity:
         """The verdict. Nothing compared is a failure."""
         taps = [
-            TapParity(
-                tap=name,
-                kind=kind,
-                max_abs=s.max_abs,
-                mean_abs=s.sum_abs / s.count if s.count else float("nan"),
-                relative=s.largest()[0],
-                cosine=s.cosine,
-                gain=s.gain,
-                worst=s.largest()[1],
-                # Logits are judged through the scores: their zero is arbitrary.
-                reason="" if name == "logits" else _reason(kind, s, self.tolerance),
-            )
-            for (name, kind), s in sorted(self._taps.items(), key=lambda t: t[0][1] != "input")
+            _tap_parity(name, kind, sums, self.tolerance)
+            for (name, kind), sums in sorted(self._taps.items(), key=lambda t: t[0][1] != "input")
         ]
-        reasons = [f"{t.tap}: {t.reason}" for t in taps if t.reason] + self._decision_reasons()
+        rule = Rule(self.reference_labels, self.task, self.threshold)
+        pairs = self._scores.pairs()
+        decided = decisions(pairs, rule, self.tolerance.tie)
+        said = label_metrics(pairs, rule)
+        reasons = [f"{t.tap}: {t.reason}" for t in taps if t.reason]
+        reasons += flip_reasons(decided.flips, len(pairs), self.tolerance.tie, self.tolerance.flips)
         if not self._images or not taps:
             reasons.append("nothing was compared")
         absent = [name for name in self.required if name not in {t.tap for t in taps}]
         if absent:
             reasons.append(f"not compared: {', '.join(absent)}")
-        if self.labels and self._images and not self._decided:
+        if self.labels and self._images and not len(self._scores):
             reasons.append("no label was compared: the reference gives no scores")
-        if any(not np.isfinite(t.relative) for t in taps):
+        if any(sums.largest()[0] == float("inf") for sums in self._taps.values()):
             reasons.append("not a number in the outputs")
         return Parity(
             stage=self.stage,
             reference=self.reference,
             images=self._images,
             taps=taps,
-            flips=self._flips,
-            kl=max(0.0, self._kl / self._decided) if self._decided else None,
-            metrics=self._metrics(),
+            flips=decided.flips,
+            kl=decided.kl,
+            metrics=said.metrics,
             reasons=reasons,
+            kl_worst=decided.kl_worst,
+            kl_item=decided.kl_item,
+            rank_changes=decided.rank_changes,
+            kendall_tau=decided.kendall_tau,
+            distances=decided.distances,
+            undecided=len(self._scores) - len(pairs),
+            labelled=said.labelled,
+            mcnemar=said.mcnemar,
+            reliability=said.reliability,
         )

@@ -30,8 +30,8 @@ from vsa_rt.export import training
 from vsa_rt.pipeline import features as features_module
 from vsa_rt.pipeline import fit as module
 from vsa_rt.pipeline import metrics
-from vsa_rt.pipeline.features import data_key
 from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
+from vsa_rt.pipeline.images import data_key
 
 
 @pytest.fixture

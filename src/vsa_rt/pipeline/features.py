@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Collection, Sequence
 from functools import cache
 from importlib import util
@@ -17,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.dataset import Dataset, Photograph
+from vsa_rt.documents import write_whole
 from vsa_rt.errors import ItemError, needs
 from vsa_rt.manifest import InputRecord
 from vsa_rt.pipeline.export import Progress
 from vsa_rt.recipe import options_of
-from vsa_rt.runtime.companions import companion_path
 from vsa_rt.runtime.preprocess import Preprocessor
 
 with needs("export"):
@@ -94,20 +93,6 @@ def code_sha256(names: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def data_key(photographs: Sequence[Photograph], inputs: Sequence[InputRecord] = ()) -> str:
-    """SHA-256 over the photographs' names, labels and bytes, and their ready tensors', in order."""
-    digest = hashlib.sha256()
-    names = [i.name for i in inputs if i.rows]
-    for photograph in photographs:
-        words = "".join(f"{word}\0" for word in (photograph.path.name, *(photograph.labels or ())))
-        digest.update(words.encode("utf-8", "surrogateescape"))
-        digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
-        for name in names:
-            companion = companion_path(photograph.path, name)
-            digest.update(hashlib.sha256(companion.read_bytes()).digest())
-    return digest.hexdigest()
-
-
 def _key(backbone: LoadedBackbone, read: str, data: str) -> str:
     """What a backbone's features depend on; ``read`` is the key of the backbone that it reads."""
     entry, made = backbone.entry, backbone.made
@@ -125,22 +110,6 @@ def _key(backbone: LoadedBackbone, read: str, data: str) -> str:
         PIL.__version__,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that appears under its name whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        temporary = Path(stream.name)
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 def _read_cached(path: Path, count: int) -> Features | None:

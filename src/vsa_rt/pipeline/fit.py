@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from vsa_rt.contracts import Task
 from vsa_rt.dataset import Photograph, read_dataset
+from vsa_rt.documents import write_whole
 from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.features import data_key, features_by_backbone, readable, write_whole
+from vsa_rt.pipeline.features import features_by_backbone, readable
+from vsa_rt.pipeline.images import data_key
 from vsa_rt.pipeline.metrics import Routing, Series, evaluate
 from vsa_rt.pipeline.splits import Split, make_splits, read_fold_files
 from vsa_rt.recipe import Fit, Recipe

@@ -179,7 +179,11 @@ def record_of(parity: Parity, judged: Judged) -> GateRecord:
         images=parity.images,
         passed=parity.passed,
         reasons=parity.reasons,
-        worst={t.tap: float(f"{t.relative:.3g}") for t in parity.taps if np.isfinite(t.relative)},
+        worst={
+            t.tap: float(f"{t.relative:.3g}")
+            for t in parity.taps
+            if t.relative is not None and np.isfinite(t.relative)
+        },
         flips=len(parity.flips) - parity.ties,
         ties=parity.ties,
         stand_ins=judged.stand_ins,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -177,3 +178,17 @@ def gate_photographs(data: Path | None, recipe: Recipe | None = None) -> list[Ph
     most = GATE_IMAGES_WITH_REGIONS if recipe is not None and regions_of(recipe) else GATE_IMAGES
     step = max(1, -(-len(found) // most))
     return found[::step]
+
+
+def data_key(photographs: Sequence[Photograph], inputs: Sequence[InputRecord] = ()) -> str:
+    """SHA-256 over the photographs' names, labels and bytes, and their ready tensors', in order."""
+    digest = hashlib.sha256()
+    names = [i.name for i in inputs if i.rows]
+    for photograph in photographs:
+        words = "".join(f"{word}\0" for word in (photograph.path.name, *(photograph.labels or ())))
+        digest.update(words.encode("utf-8", "surrogateescape"))
+        digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
+        for name in names:
+            companion = companion_path(photograph.path, name)
+            digest.update(hashlib.sha256(companion.read_bytes()).digest())
+    return digest.hexdigest()

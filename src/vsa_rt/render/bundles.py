@@ -81,11 +81,53 @@ def _parity_table(parity: Parity) -> Table:
             number(tap.max_abs),
             number(tap.mean_abs),
             number(tap.relative),
-            f"{tap.cosine:.6f}",
-            f"{tap.gain:.5f}",
+            "-" if tap.cosine is None else f"{tap.cosine:.6f}",
+            "-" if tap.gain is None else f"{tap.gain:.5f}",
             f"[bold red]{escape(tap.reason)}[/]" if tap.reason else "ok",
         )
     return table
+
+
+def _print_decisions(console: Console, parity: Parity) -> None:
+    """What changed between both sides' labels, with or without true ones."""
+    line = f"{parity.images} images, {len(parity.flips)} labels flip ({parity.ties} of them ties)"
+    if parity.kl is not None:
+        line += f", mean KL {parity.kl:.2e}"
+    if parity.kl_worst is not None and parity.kl_item:
+        line += f", largest {parity.kl_worst:.2e} ({escape(parity.kl_item)})"
+    console.print(line)
+    if parity.undecided:
+        console.print(
+            f"[bold red]images with a score that is not a number, left out here: {parity.undecided}[/]"
+        )
+    if parity.kendall_tau is not None:
+        console.print(
+            f"{parity.rank_changes} images order their labels otherwise, mean Kendall's tau {parity.kendall_tau:.6f}"
+        )
+    if parity.distances:
+        console.print("from the reference: " + ", ".join(f"{n} {v:.3g}" for n, v in parity.distances.items()))
+    for flip in sorted(parity.flips, key=lambda f: -f.margin)[:5]:
+        console.print(
+            f"  {escape(flip.item)}: {escape(flip.reference)} to {escape(flip.candidate)}, margin {flip.margin:.3f}"
+        )
+
+
+def _print_metrics(console: Console, parity: Parity) -> None:
+    """What the true labels say of both sides."""
+    if parity.labelled:
+        console.print(f"against the labels of {parity.labelled} images, difference with its 95 % interval:")
+    for metric in parity.metrics:
+        gap = metric.candidate - metric.reference
+        console.print(
+            f"  {metric.name} {metric.reference:.4f} to {metric.candidate:.4f}, "
+            f"difference {gap:+.4f} [{metric.low:+.4f}, {metric.high:+.4f}]"
+        )
+    if parity.mcnemar is not None:
+        only = parity.mcnemar
+        console.print(
+            f"  right alone: the reference on {only.reference_only}, the candidate on {only.candidate_only}, "
+            f"McNemar's p {only.p:.3g}"
+        )
 
 
 def check(found: Check, as_json: bool) -> None:
@@ -120,20 +162,8 @@ def check(found: Check, as_json: bool) -> None:
         )
     for parity in found.parities:
         console.print(_parity_table(parity))
-        kl = f", mean KL {parity.kl:.2e}" if parity.kl is not None else ""
-        console.print(
-            f"{parity.images} images, {len(parity.flips)} labels flip ({parity.ties} of them ties){kl}"
-        )
-        for flip in sorted(parity.flips, key=lambda f: -f.margin)[:5]:
-            console.print(
-                f"  {escape(flip.item)}: {escape(flip.reference)} to {escape(flip.candidate)}, margin {flip.margin:.3f}"
-            )
-        for metric in parity.metrics:
-            gap = metric.candidate - metric.reference
-            console.print(
-                f"{metric.name} {metric.reference:.4f} to {metric.candidate:.4f}, "
-                f"difference {gap:+.4f} [{metric.low:+.4f}, {metric.high:+.4f}]"
-            )
+        _print_decisions(console, parity)
+        _print_metrics(console, parity)
         for reason in parity.reasons:
             console.print(f"[bold red]{escape(reason)}[/]")
         console.print()

@@ -1,0 +1,79 @@
+"""How far a plan is from what the machine could do: its layers, its graph's work, and the machine's ceilings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vsa_rt.bench.cost import owners, read_graph
+from vsa_rt.bench.layers import open_profiler, profile
+from vsa_rt.bench.limits import limits
+from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
+from vsa_rt.bundle import Bundle
+from vsa_rt.engines.backend import OpenOptions
+from vsa_rt.errors import BundleError, EnvironmentUnusable
+from vsa_rt.pipeline.plans import OpenedPlan
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A plan's layers and its distance to the limit, for one batch size.
+
+    Attributes:
+        profile: ``None`` where the backend keeps no counters here.
+        why: Why it keeps none.
+        limits: Without floors where no ceiling of its precision was measured, with the reason.
+    """
+
+    profile: Profile | None
+    why: str
+    limits: Limits
+
+
+def _graph(bundle: Bundle, precision: str) -> bytes:
+    """The graph that an engine of this precision was built from."""
+    for record in bundle.manifest.graphs:
+        if record.precision == precision:
+            return bundle.read(record.path)
+    raise BundleError(f"{bundle.root}: holds no {precision} graph; rebuild the bundle")
+
+
+def distance(
+    bundle: Bundle,
+    opened: OpenedPlan,
+    inputs: Mapping[str, NDArray[Any]],
+    ceilings: Sequence[Ceiling],
+    call_ms: float,
+    progress: Callable[[str], None],
+) -> Distance:
+    """Profile a plan's layers and hold its time against the ceilings.
+
+    Args:
+        bundle: The plan's.
+        opened: The plan.
+        inputs: One batch of ready tensors.
+        ceilings: Of its target.
+        call_ms: Median of a call without counters.
+        progress: Told of every step.
+
+    Raises:
+        EnvironmentUnusable: onnx is not installed, which counts the graph's work.
+    """
+    batch = len(next(iter(inputs.values())))
+    graph = read_graph(_graph(bundle, opened.plan.precision), batch)
+    parts = owners(graph, bundle.manifest.taps)
+    options = OpenOptions(max_batch=batch, threads=opened.plan.threads, first=batch)
+    layers: Profile | None = None
+    why = ""
+    progress(f"profiling the layers of {opened.plan.name}, batch {batch}")
+    try:
+        profiler = open_profiler(bundle, opened.engine, options)
+    except EnvironmentUnusable as error:
+        why = str(error)
+    else:
+        layers = profile(profiler, graph, parts, dict(inputs), opened.plan.name)
+    found = limits(opened.plan, batch, graph, parts, ceilings, call_ms, layers)
+    return Distance(layers, why, found)
