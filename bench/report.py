@@ -48,6 +48,7 @@ class Report(Record, frozen=True, kw_only=True):
         points: Accuracy and latency of every plan and batch size.
         skipped: What was asked for, or is there by default, and could not be measured: part to reason.
         verdict: How far all this can be trusted.
+        resumed: Parts that an interrupted run of the same command had finished, with the time of each.
     """
 
     schema: int
@@ -73,6 +74,7 @@ class Report(Record, frozen=True, kw_only=True):
     points: list[Point]
     skipped: dict[str, str]
     verdict: Verdict
+    resumed: list[str] = msgspec.field(default_factory=list)
 
 
 def report_to_json(report: Report) -> bytes:

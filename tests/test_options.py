@@ -12,8 +12,8 @@ import pytest
 from outcome import fails
 
 from vsa_rt.bundle import Bundle
-from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.cli.options import settings_of
+from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.recipe import Recipe, options_of, tensor_input
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 

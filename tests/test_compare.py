@@ -1,0 +1,597 @@
+"""The gate between two reports: planted regressions fail, noise and other machines do not, nothing passes silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from vsa_rt.bench.compare import Comparison, Limits, Row, compare
+from vsa_rt.bench.intervals import series
+from vsa_rt.bench.metrics import Metric
+from vsa_rt.bench.parity import Flip, Parity
+from vsa_rt.bench.records.contest import Contest, Contestant
+from vsa_rt.bench.records.timing import Plan, Resources, Run, Scenario
+from vsa_rt.bench.records.trust import (
+    BundleFacts,
+    Environment,
+    ParityCheck,
+    PlanParity,
+    Reason,
+    Verdict,
+)
+from vsa_rt.bench.report import Report, report_from_json, report_to_json
+from vsa_rt.errors import UsageError
+
+PLAN = "demo openvino:cpu bf16"
+
+
+def times(seed: int, middle: float = 5.0, noise: float = 0.01, count: int = 400) -> list[float]:
+    """Log-normal milliseconds around a median."""
+    return [float(v) for v in middle * np.exp(noise * np.random.default_rng(seed).standard_normal(count))]
+
+
+def resources() -> Resources:
+    return Resources(
+        rss_mib=None,
+        device_mib=None,
+        cores=None,
+        other_cores=None,
+        stolen=None,
+        pressure=None,
+        joules=None,
+        joules_per_image=None,
+        megahertz=None,
+        celsius=None,
+        throttled=None,
+        sources={},
+    )
+
+
+def a_plan(name: str = PLAN, threads: int = 2, precision: str = "bf16") -> Plan:
+    return Plan(
+        name=name,
+        bundle=name.split()[0],
+        target="openvino:cpu",
+        precision=precision,
+        achieved=1.0,
+        threads=threads,
+        why="named",
+    )
+
+
+def a_run(
+    samples: Sequence[float] | None,
+    *,
+    plan: str = PLAN,
+    scenario: Scenario = "quick",
+    feed: Literal["tensors", "images"] = "tensors",
+    settings: Mapping[str, float] | None = None,
+    throughput: float = 200.0,
+    reasons: Sequence[str] = (),
+) -> Run:
+    return Run(
+        scenario=scenario,
+        plan=plan,
+        feed=feed,
+        batch=1,
+        settings=dict(settings or {}),
+        latency=None if samples is None else series(samples),
+        images=400,
+        seconds=2.0,
+        throughput=throughput,
+        dropped=None,
+        valid=not reasons,
+        reasons=list(reasons),
+        loadgen={},
+        logs=[],
+        resources=resources(),
+    )
+
+
+def a_contest(
+    plan: Sequence[float],
+    baseline: Sequence[float],
+    *,
+    name: str = "eager",
+    precision: str = "fp32",
+    threads: int = 2,
+) -> Contest:
+    return Contest(
+        batch=1,
+        threads=threads,
+        contestants=[
+            Contestant(name=PLAN, kind="plan", precision="bf16", note="", samples=list(plan)),
+            Contestant(name=name, kind="baseline", precision=precision, note="", samples=list(baseline)),
+        ],
+        pairings=[],
+        absent={},
+        resources=resources(),
+    )
+
+
+def a_parity(
+    images: int = 2000,
+    flips: int = 0,
+    ties: int = 0,
+    metrics: Sequence[Metric] = (),
+    reasons: Sequence[str] = (),
+    decides: bool = True,
+    plan: str = PLAN,
+    refused: Mapping[str, str] | None = None,
+) -> ParityCheck:
+    changed = [Flip(f"{i}.jpg", "awe", "fear", 0.01, i < ties) for i in range(flips + ties)]
+    parity = Parity("openvino", "torch", images, [], changed, 0.0, list(metrics), list(reasons))
+    return ParityCheck(
+        bundle=plan.split()[0],
+        reference="torch",
+        why="",
+        data="photos",
+        decides=decides,
+        stand_ins=0,
+        rejected=[],
+        refused=dict(refused or {}),
+        plans=[] if refused else [PlanParity(plan=plan, parity=parity)],
+    )
+
+
+def machine(**changed: Any) -> Environment:
+    whole: dict[str, Any] = {
+        "processor": "Xeon A",
+        "cores": 2,
+        "memory_gib": 8.0,
+        "instruction_sets": ["avx2"],
+        "system": "Linux 6",
+        "python": "3.11",
+        "libraries": {"openvino": "2025.1"},
+        "variables": {},
+        "governor": None,
+        "pinned": None,
+        "gpus": [],
+        "busy": 0.0,
+    }
+    return Environment(**(whole | changed))
+
+
+def report(
+    runs: Sequence[Run] = (),
+    contests: Sequence[Contest] = (),
+    parity: Sequence[ParityCheck] = (),
+    plans: Sequence[Plan] | None = None,
+    red: str = "",
+    **changed: Any,
+) -> Report:
+    plans = [a_plan()] if plans is None else list(plans)
+    reasons = [Reason(level="red", code="parity", text=red)] if red else []
+    bundles = {p.bundle: 0 for p in plans}
+    whole: dict[str, Any] = {
+        "schema": 1,
+        "kind": "bench",
+        "vsa_rt": "0.4",
+        "created": "2025-01-01T00:00:00+00:00",
+        "command": "vsa-rt bench demo",
+        "seconds": 60.0,
+        "inputs": "12 photographs",
+        "inputs_sha256": "aa",
+        "environment": machine(),
+        "bundles": [
+            BundleFacts(
+                name=name,
+                digest="d1",
+                recipe="demo",
+                task="single-label",
+                labels=["awe", "fear"],
+                random_weights=[],
+                max_batch=8,
+            )
+            for name in bundles
+        ],
+        "plans": plans,
+        "runs": list(runs),
+        "splits": [],
+        "cold": [],
+        "contests": list(contests),
+        "gaps": [],
+        "ceilings": [],
+        "limits": [],
+        "profiles": [],
+        "parity": list(parity),
+        "points": [],
+        "skipped": {},
+        "verdict": Verdict(level="red" if red else "green", reasons=reasons, headline=None),
+    }
+    return Report(**(whole | changed))
+
+
+def rows(found: Comparison, by: str = "", quantity: str = "latency") -> list[Row]:
+    return [r for r in found.rows if r.quantity == quantity and r.by.startswith(by)]
+
+
+# Wall clocks
+
+
+def test_a_slowdown_beyond_the_limit_is_a_regression() -> None:
+    """7 % with 1 % of noise, 5 % allowed."""
+    found = compare(report([a_run(times(0))]), report([a_run(times(1, 5.0 * 1.07))]))
+    (row,) = rows(found)
+    assert found.failed
+    assert (row.verdict, row.by, row.gates) == ("regression", "wall clock", True)
+    assert row.low is not None
+    assert row.change is not None
+    assert row.high is not None
+    assert 1.05 < row.low < 1.07 < row.high < 1.08
+    assert row.change == pytest.approx(1.07, abs=0.003)
+    assert [row.old, row.new] == pytest.approx([5, 5.35], abs=0.02)
+    assert "slower by 7" in found.reasons[0]
+    assert "allowed 5.0 %" in found.reasons[0]
+
+
+@pytest.mark.parametrize("factor", [1.03, 1.0, 0.5])
+def test_a_slowdown_within_the_limit_passes(factor: float) -> None:
+    found = compare(report([a_run(times(0))]), report([a_run(times(1, 5.0 * factor))]))
+    assert [r.verdict for r in rows(found)] == ["within"]
+    assert (found.failed, found.reasons, found.inconclusive) == (False, [], 0)
+
+
+def test_noise_decides_nothing() -> None:
+    old, new = (
+        report([a_run(times(0, noise=0.3, count=60))]),
+        report([a_run(times(1, 5.3, noise=0.3, count=60))]),
+    )
+    found = compare(old, new)
+    assert [r.verdict for r in rows(found)] == ["inconclusive"]
+    assert (found.failed, found.inconclusive) == (False, 1)
+
+
+def test_the_limit_is_the_callers() -> None:
+    old, new = report([a_run(times(0))]), report([a_run(times(1, 5.15))])
+    assert not compare(old, new).failed
+    assert compare(old, new, Limits(max_slowdown=0.01)).failed
+    for wrong in (Limits(max_slowdown=-0.1), Limits(max_flips=float("nan")), Limits(max_flips=float("inf"))):
+        with pytest.raises(UsageError, match="expected a share"):
+            compare(old, new, wrong)
+
+
+def test_the_warm_up_is_not_compared() -> None:
+    """With the slow third the median would lie 7 % higher."""
+    slow_start = [*times(2, 15.0, noise=0.1, count=140), *times(1, noise=0.1, count=260)]
+    found = compare(report([a_run(times(0, noise=0.1))]), report([a_run(slow_start)]))
+    (row,) = rows(found)
+    assert row.verdict == "within"
+    assert row.new == pytest.approx(5, rel=0.03)
+
+
+def test_identical_reports_pass() -> None:
+    whole = report([a_run(times(0))], [a_contest(times(0), times(1, 20))], [a_parity()])
+    found = compare(whole, whole)
+    assert not found.failed
+    assert found.notes == []
+    assert {r.verdict for r in found.rows} == {"within"}
+
+
+def test_another_machine_decides_nothing_by_the_wall_clock() -> None:
+    for changed in (
+        {"processor": "Xeon B"},
+        {"cores": 4},
+        {"instruction_sets": ["avx2", "amx"]},
+        {"gpus": ["G"]},
+    ):
+        new = report([a_run(times(1, 2.0))], environment=machine(**changed))
+        found = compare(report([a_run(times(0))]), new)
+        (row,) = rows(found)
+        assert (row.verdict, found.failed, found.inconclusive) == ("inconclusive", False, 1)
+        assert "different machines" in row.note
+        assert any("different machines" in n for n in found.notes)
+
+
+def test_other_threads_decide_nothing() -> None:
+    found = compare(report([a_run(times(0))]), report([a_run(times(1, 4.0))], plans=[a_plan(threads=4)]))
+    assert [(r.verdict, r.note) for r in rows(found)] == [("inconclusive", "2 threads before, 4 now")]
+    assert any("threads 2 before, 4 now" in n for n in found.notes)
+
+
+def test_other_photographs_decide_nothing_where_they_are_decoded() -> None:
+    runs = [[a_run(times(s)), a_run(times(s + 1), feed="images")] for s in (0, 2)]
+    found = compare(report(runs[0]), report(runs[1], inputs_sha256="bb", inputs="13 photographs"))
+    assert {r.feed: r.verdict for r in rows(found)} == {"tensors": "within", "images": "inconclusive"}
+    assert "different inputs: 12 photographs before, 13 photographs now" in found.notes
+
+
+@pytest.mark.parametrize("spoilt", ["old", "new"])
+def test_a_run_that_is_not_valid_or_not_steady_decides_nothing(spoilt: str) -> None:
+    throttled = [*times(1, count=240), *times(2, 7.0, count=160)]
+    for run, words in (
+        (a_run(times(1), reasons=["3 of 9 queries"]), "not valid: 3 of 9 queries"),
+        (a_run(throttled), "not steady"),
+    ):
+        good, bad = report([a_run(times(0))]), report([run])
+        found = compare(bad, good) if spoilt == "old" else compare(good, bad)
+        (row,) = rows(found)
+        assert row.verdict == "inconclusive"
+        assert row.note.startswith(f"{spoilt}: {words}")
+
+
+def test_too_few_samples_decide_nothing() -> None:
+    found = compare(report([a_run(times(0))]), report([a_run([5.0, 5.1, 5.2])]))
+    (row,) = rows(found)
+    assert (row.verdict, row.confidence) == ("inconclusive", None)
+    assert "too few samples" in row.note
+
+
+def test_a_throughput_without_samples_is_shown_and_decides_nothing() -> None:
+    old, new = (report([a_run(None, scenario="offline", throughput=t)]) for t in (200.0, 100.0))
+    found = compare(old, new)
+    (row,) = rows(found, quantity="throughput")
+    assert (row.old, row.new, row.change, row.verdict) == (200.0, 100.0, 2.0, "inconclusive")
+    assert "without samples" in row.note
+
+
+def test_another_load_is_another_measurement() -> None:
+    def load(fps: float, middle: float) -> Run:
+        return a_run(times(int(fps), middle), scenario="camera", settings={"fps": fps, "seconds": fps})
+
+    found = compare(report([load(30, 5), load(60, 8)]), report([load(30, 5), load(90, 9)]))
+    assert [(r.name, r.verdict) for r in rows(found)] == [("fps 30", "within")]
+    assert f"only in the old report: {PLAN}, batch 1, camera (fps 60), tensors" in found.notes
+    assert f"only in the new report: {PLAN}, batch 1, camera (fps 90), tensors" in found.notes
+
+
+# Baselines
+
+
+def test_a_machine_twice_as_slow_passes_by_its_baseline() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
+    new = report([a_run(times(3, 10))], [a_contest(times(4, 10), times(5, 40))])
+    found = compare(old, new)
+    (judged,) = rows(found, "baseline eager")
+    assert (judged.verdict, judged.gates, judged.scenario) == ("within", True, "contest")
+    assert [judged.old, judged.new] == pytest.approx([0.25, 0.25], rel=0.01)
+    clocks = rows(found, "wall clock")
+    assert {r.scenario for r in clocks} == {"quick", "contest"}
+    assert all(r.verdict == "regression" and not r.gates for r in clocks)
+    assert not found.failed
+
+
+def test_a_slowdown_against_the_baseline_fails_on_whatever_machine() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
+    new = report(
+        [a_run(times(3, 3))],
+        [a_contest(times(4, 3.21), times(5, 12))],
+        environment=machine(processor="Xeon B"),
+    )
+    found = compare(old, new)
+    assert [r.verdict for r in rows(found, "baseline")] == ["regression"]
+    assert found.failed
+    assert "by baseline eager: slower by 7" in found.reasons[0]
+
+
+def test_a_baseline_leaves_out_what_drifts_within_a_report() -> None:
+    drift = np.linspace(1, 3, 400)
+    shaken = a_contest((np.array(times(0)) * drift).tolist(), (np.array(times(1, 20)) * drift).tolist())
+    found = compare(report(contests=[a_contest(times(2), times(3, 20))]), report(contests=[shaken]))
+    assert [r.verdict for r in rows(found, "baseline")] == ["within"]
+
+
+def test_a_baseline_does_not_judge_what_it_does_not_measure() -> None:
+    """Decoding became slower; engine calls did not."""
+    contests = [a_contest(times(1), times(2, 20))]
+    old = report([a_run(times(0, 8), feed="images")], contests)
+    new = report([a_run(times(3, 9), feed="images")], contests)
+    found = compare(old, new)
+    assert found.failed
+    assert [(r.feed, r.gates, r.verdict) for r in rows(found, "wall") if r.scenario == "quick"] == [
+        ("images", True, "regression")
+    ]
+
+
+@pytest.mark.parametrize(("name", "precision"), [("compile", "fp32"), ("eager", "bf16")])
+def test_another_baseline_is_none(name: str, precision: str) -> None:
+    old = report(contests=[a_contest(times(0), times(1, 20))])
+    new = report(contests=[a_contest(times(2, 6), times(3, 24), name=name, precision=precision)])
+    found = compare(old, new)
+    assert rows(found, "baseline") == []
+    assert [(r.gates, r.verdict) for r in rows(found, "wall")] == [(True, "regression")]
+
+
+def test_a_baseline_with_too_few_rounds_leaves_it_to_the_clock() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1, count=5), times(2, 20, count=5))])
+    new = report([a_run(times(3, 6))], [a_contest(times(4, 6, count=5), times(5, 20, count=5))])
+    found = compare(old, new)
+    assert [r.verdict for r in rows(found, "baseline")] == ["inconclusive"]
+    assert found.failed
+    assert [r.verdict for r in rows(found, "wall") if r.scenario == "quick" and r.gates] == ["regression"]
+
+
+def test_a_baseline_with_other_threads_decides_nothing() -> None:
+    old = report(contests=[a_contest(times(0), times(1, 20))])
+    new = report(contests=[a_contest(times(2), times(3, 20), threads=1)])
+    assert [r.verdict for r in rows(compare(old, new), "baseline")] == ["inconclusive"]
+
+
+# Plans
+
+
+def test_a_plan_that_vanished_fails() -> None:
+    other = a_plan("demo onnxruntime:cpu fp32", precision="fp32")
+    old = report([a_run(times(0)), a_run(times(1), plan=other.name)], plans=[a_plan(), other])
+    found = compare(old, report([a_run(times(2))], skipped={other.name: "onnxruntime is not installed"}))
+    assert found.failed
+    assert found.reasons == [f"{other.name}: not in the new report: onnxruntime is not installed"]
+    back = compare(report([a_run(times(2))]), old)
+    assert not back.failed
+    assert f"{other.name}: only in the new report" in back.notes
+
+
+def test_a_plan_that_is_no_longer_timed_fails() -> None:
+    other = a_plan("demo onnxruntime:cpu fp32", precision="fp32")
+    both = [a_plan(), other]
+    old = report([a_run(times(0)), a_run(times(1), plan=other.name)], plans=both)
+    found = compare(old, report([a_run(times(2))], plans=both))
+    assert found.reasons == [f"{other.name}: both reports have it, and no measurement of it in common"]
+    assert not compare(report([a_run(times(0))], plans=both), report([a_run(times(2))], plans=both)).failed
+
+
+def test_nothing_in_common_fails() -> None:
+    found = compare(report(plans=[]), report([a_run(times(0))]))
+    assert found.failed
+    assert "nothing was timed in both reports" in found.reasons
+
+
+def test_a_bundle_in_another_folder_is_the_same_plan() -> None:
+    name = "other openvino:cpu bf16"
+    old = report([a_run(times(0))], parity=[a_parity()])
+    new = report([a_run(times(1, 6.0), plan=name)], parity=[a_parity(plan=name)], plans=[a_plan(name)])
+    found = compare(old, new)
+    assert f"{PLAN} is held against {name}" in found.notes
+    assert [(r.plan, r.bundle, r.verdict) for r in rows(found)] == [(name, "other", "regression")]
+    assert [r.old for r in rows(found, quantity="flips")] == [0.0]
+    two = report(
+        [a_run(times(1), plan=n) for n in (name, "third openvino:cpu bf16")],
+        plans=[a_plan(name), a_plan("third openvino:cpu bf16")],
+    )
+    assert f"{PLAN}: not in the new report" in compare(old, two).reasons
+
+
+def test_a_red_report_fails_and_a_red_one_before_is_noted() -> None:
+    good, red = report([a_run(times(0))]), report([a_run(times(1))], red="parity failed at tap lite0")
+    found = compare(good, red)
+    assert found.reasons == ["the new report is red: parity failed at tap lite0"]
+    back = compare(red, good)
+    assert not back.failed
+    assert "the old report is red: parity failed at tap lite0" in back.notes
+
+
+def test_what_differs_is_noted() -> None:
+    old = report([a_run(times(0))])
+    new = report(
+        [a_run(times(1))],
+        plans=[a_plan(precision="fp32")],
+        environment=machine(
+            libraries={"openvino": "2025.2", "torch": "2.9"},
+            variables={"OMP_NUM_THREADS": "1"},
+            python="3.12",
+        ),
+        vsa_rt="0.5",
+    )
+    new = replace(new, bundles=[replace(b, digest="d2") for b in new.bundles])
+    notes = compare(old, new).notes
+    for words in (
+        "library openvino: 2025.1 before, 2025.2 now",
+        "library torch: absent before, 2.9 now",
+        "variable OMP_NUM_THREADS: absent before, 1 now",
+        "python 3.11 before, 3.12 now",
+        "vsa_rt 0.4 before, 0.5 now",
+        f"{PLAN}: precision bf16 before, fp32 now",
+        "demo: another bundle than before (its manifest differs)",
+    ):
+        assert words in notes
+
+
+# Decisions
+
+
+def judged(old: ParityCheck | None, new: ParityCheck, limits: Limits | None = None) -> Comparison:
+    before = report([a_run(times(0))], parity=[old] if old else [])
+    return compare(before, report([a_run(times(0))], parity=[new]), limits)
+
+
+@pytest.mark.parametrize(
+    ("flips", "images", "verdict"),
+    [
+        (60, 2000, "regression"),  # 3 %: the lower bound is 2.4 %
+        (24, 2000, "inconclusive"),  # 1.2 %: 0.8 to 1.7 %
+        (5, 2000, "within"),  # 0.25 %: up to 0.53 %
+        (1, 20, "inconclusive"),  # 5 % of 20 say nothing: from 0.26 %
+        (0, 298, "inconclusive"),  # none of 298: up to 1.0003 %
+        (0, 299, "within"),  # and of 299: up to 0.997 %
+    ],
+)
+def test_flips_are_judged_by_their_bounds(flips: int, images: int, verdict: str) -> None:
+    found = judged(a_parity(), a_parity(images, flips))
+    (row,) = rows(found, "reference", "flips")
+    assert (row.verdict, row.new, row.old) == (verdict, flips / images, 0.0)
+    assert found.failed == (verdict == "regression")
+    assert row.low is not None
+    assert row.high is not None
+    assert row.low <= flips / images <= row.high
+
+
+def test_ties_do_not_count_as_flips() -> None:
+    (row,) = rows(judged(a_parity(), a_parity(flips=2, ties=100)), quantity="flips")
+    assert (row.new, row.verdict) == (0.001, "within")
+
+
+def test_the_limit_of_flips_is_the_callers() -> None:
+    assert judged(a_parity(), a_parity(flips=60)).failed
+    assert not judged(a_parity(), a_parity(flips=60), Limits(max_flips=0.05)).failed
+
+
+def test_parity_that_is_lost_fails() -> None:
+    broken = a_parity(reasons=["lite0: scaled by 1.02"])
+    found = judged(a_parity(), broken)
+    assert found.reasons == [f"{PLAN}: parity held before and fails: lite0: scaled by 1.02"]
+    for before, words in ((broken, "failed before, too"), (None, "was not measured before")):
+        (row,) = rows(judged(before, broken), quantity="parity")
+        assert row.verdict == "inconclusive"
+        assert words in row.note
+
+
+def test_parity_that_is_no_longer_measured_is_told() -> None:
+    found = judged(a_parity(), a_parity(refused={"openvino-cpu-bf16": "needs AMX"}))
+    (row,) = rows(found, quantity="parity")
+    assert (row.verdict, row.note) == ("inconclusive", "measured only in the old report: needs AMX")
+    assert found.inconclusive == 1
+
+
+def test_labels_of_a_random_head_are_not_judged() -> None:
+    found = judged(a_parity(), a_parity(flips=500, decides=False))
+    assert rows(found, quantity="flips") == []
+    assert not found.failed
+    assert any("labels mean nothing" in n for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "verdict"),
+    [
+        (Metric("accuracy", 0.9, 0.86, -0.05, -0.03), "regression"),
+        (Metric("accuracy", 0.9, 0.885, -0.03, 0.0), "inconclusive"),
+        (Metric("weighted F1", 0.9, 0.9, -0.004, 0.004), "within"),
+        (Metric("accuracy", 0.9, 0.95, 0.03, 0.07), "within"),
+        (Metric("ECE", 0.02, 0.06, 0.03, 0.05), "regression"),
+        (Metric("ECE", 0.06, 0.02, -0.05, -0.03), "within"),
+    ],
+)
+def test_metrics_are_judged_by_the_interval_of_their_loss(metric: Metric, verdict: str) -> None:
+    found = judged(a_parity(metrics=[Metric(metric.name, 0.9, 0.9, 0, 0)]), a_parity(metrics=[metric]))
+    (row,) = rows(found, quantity="metric")
+    assert (row.name, row.verdict, row.old, row.new) == (metric.name, verdict, 0.9, metric.candidate)
+    assert found.failed == (verdict == "regression")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [Metric("canberra to truth", 1.0, 3.0, 1.5, 2.5), Metric("mAP", 0.9, 0.5, float("nan"), float("nan"))],
+)
+def test_metrics_that_no_limit_fits_are_shown(metric: Metric) -> None:
+    found = judged(a_parity(), a_parity(metrics=[metric]))
+    (row,) = rows(found, quantity="metric")
+    assert (row.verdict, row.new) == ("inconclusive", metric.candidate)
+    assert row.note
+    assert not found.failed
+
+
+# Documents
+
+
+def test_reports_that_were_written_and_read_compare_alike() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))], [a_parity()])
+    new = report([a_run(times(3, 5.5))], [a_contest(times(4, 5.5), times(5, 20))], [a_parity(flips=60)])
+    before, after = (report_from_json(report_to_json(r), "here") for r in (old, new))
+    found = compare(before, after)
+    assert found == compare(old, new)
+    assert len(found.reasons) == 2
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
