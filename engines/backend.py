@@ -100,6 +100,53 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RawLayer:
+    """One layer as a backend's own counters tell it.
+
+    Attributes:
+        name: The backend's.
+        nodes: Names of the graph's nodes or tensors that it was made of, so far as the backend tells. Names that
+            the graph does not hold may be among them.
+        kind: The backend's own word for what it does.
+        precision: Of what it computes with, such as ``fp32``, ``bf16``, ``int8``; empty if the backend does not tell.
+        ms: Mean per call.
+        feeds: For a layer that the backend added: names, as in ``nodes``, of what reads its result.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    kind: str
+    precision: str
+    ms: float
+    feeds: tuple[str, ...] = ()
+
+
+class Profiler(Protocol):
+    """An engine opened with the backend's counters on. Counters cost time: its calls are not what is reported."""
+
+    @property
+    def source(self) -> str:
+        """Whose counters they are."""
+        ...
+
+    def run(self, inputs: Tensors) -> None:
+        """Run one batch; see ``Slot.run``."""
+        ...
+
+    def collect(self) -> None:
+        """Take the last call's counters into the means. Calls without it are warm-up."""
+        ...
+
+    def finish(self) -> list[RawLayer]:
+        """Free the engine.
+
+        Returns:
+            What ran, in the order of the calls; means over the calls that were collected.
+        """
+        ...
+
+
 class Backend(Protocol):
     """A library that compiles graphs and runs engines."""
 
@@ -156,6 +203,26 @@ class Backend(Protocol):
 
         Raises:
             EnvironmentUnusable: The library cannot load the engine, or the engine is not what the specs say.
+        """
+        ...
+
+    def profiler(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> Profiler:
+        """Open an engine as ``open`` does, with the library's counters of layers on.
+
+        Args:
+            files: As for ``open``.
+            inputs: Likewise.
+            outputs: Likewise.
+            options: Likewise; one stream and one slot are enough.
+
+        Raises:
+            EnvironmentUnusable: As for ``open``, or the library keeps no counters here.
         """
         ...
 

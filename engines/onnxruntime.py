@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
-from vsa_rt.engines.backend import OpenOptions, Probe, Tensors, allocate, check_tensor
+from vsa_rt.engines.backend import OpenOptions, Probe, RawLayer, Tensors, allocate, check_tensor
 from vsa_rt.errors import EnvironmentUnusable
 
 INSTALL = "pip install 'vsa-rt[onnxruntime]'"
@@ -76,11 +81,20 @@ class OnnxRuntimeSession:
     achieved: float | None = 1.0
 
     def __init__(
-        self, model: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: OpenOptions
+        self,
+        model: bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+        profile: Path | None = None,
     ) -> None:
 
         share = max(1, options.threads // options.streams)
-        self._session = open_model(model, session_options(share), "cannot load the engine")
+        opened = session_options(share)
+        if profile is not None:
+            opened.enable_profiling = True
+            opened.profile_file_prefix = str(profile)
+        self._session = open_model(model, opened, "cannot load the engine")
         ports = (*self._session.get_inputs(), *self._session.get_outputs())
         there = {p.name: [n if isinstance(n, int) else None for n in p.shape] for p in ports}
         for spec in (*inputs, *outputs):
@@ -94,10 +108,111 @@ class OnnxRuntimeSession:
         slot = self.slots[0]
         slot.run({name: buffer[: max(counts, default=1)] for name, buffer in slot.buffers.items()})
 
+    def end_profiling(self) -> bytes:
+        """The profile that was asked for at the opening, as JSON; nothing is recorded after it."""
+        return Path(self._session.end_profiling()).read_bytes()
+
     def close(self) -> None:
         """Free the session."""
         self.slots = []
         self._session = None
+
+
+#: ORT's words for element types.
+_PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+#: What ORT's transformers add to the name of the node, or of the tensor, that a node comes from.
+_ADDED = re.compile(r"^fused |(_nchwc|_bn|_token_\d+|/\w*Fusion\w*/?)$")
+#: How ORT calls a BatchNormalization that it runs as a convolution.
+_NORMALISATION = "_bn_nchwc"
+_KERNEL = "_kernel_time"
+
+
+def _node_names(name: str) -> tuple[str, ...]:
+    """A node's name, and what is left of it without what the transformers added."""
+    names = [name]
+    while (shorter := _ADDED.sub("", names[-1])) != names[-1]:
+        names.append(shorter)
+    return tuple(names)
+
+
+def layers_from_profile(data: bytes, collected: Sequence[int]) -> list[RawLayer]:
+    """Means of ORT's profile.
+
+    Args:
+        data: ORT's JSON: an event for each kernel and for each call, with start and duration in microseconds.
+        collected: Which calls, counted from 0.
+    """
+    events: list[dict[str, Any]] = msgspec.json.decode(data)
+    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e.get("name") == "model_run")
+    spans = [runs[call] for call in collected]
+    sums: dict[str, float] = {}
+    layers: dict[str, RawLayer] = {}
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") != "Node" or not name.endswith(_KERNEL):
+            continue
+        if not any(start <= event["ts"] <= end for start, end in spans):
+            continue
+        name, facts = name.removesuffix(_KERNEL), event.get("args", {})
+        # The first operand's type: a quantised product may well give floats.
+        shapes = facts.get("input_type_shape") or [{}]
+        precision = next(iter(shapes[0]), "")
+        layers.setdefault(
+            name,
+            RawLayer(
+                name,
+                _node_names(name),
+                "BatchNormalization" if name.endswith(_NORMALISATION) else facts.get("op_name", ""),
+                _PRECISIONS.get(precision, precision),
+                0.0,
+            ),
+        )
+        sums[name] = sums.get(name, 0.0) + event["dur"] / 1e3
+    return [replace(layer, ms=sums[name] / len(spans)) for name, layer in layers.items()]
+
+
+class OnnxRuntimeProfiler:
+    """A session that writes ORT's own profile to a temporary folder."""
+
+    source = "ONNX Runtime's profiler"
+
+    def __init__(
+        self, model: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], options: OpenOptions
+    ) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="vsa-rt-profile-"))
+        try:
+            self._session = OnnxRuntimeSession(model, inputs, outputs, options, self._folder / "calls")
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._calls = 0
+        self._collected: list[int] = []
+
+    def run(self, inputs: Tensors) -> None:
+        """Run one batch; see ``Profiler.run``."""
+        self._session.slots[0].run(inputs)
+        self._calls += 1
+
+    def collect(self) -> None:
+        """Mark the last call as one that counts."""
+        self._collected.append(self._calls - 1)
+
+    def finish(self) -> list[RawLayer]:
+        """Read the profile and free the session; see ``Profiler.finish``.
+
+        Raises:
+            EnvironmentUnusable: ORT could not write it, or not to its end.
+        """
+        try:
+            return layers_from_profile(self._session.end_profiling(), self._collected)
+        except (OSError, msgspec.DecodeError, IndexError) as error:  # absent, cut off, or too long for ORT
+            raise EnvironmentUnusable(
+                f"onnxruntime: its profile of {self._calls} calls cannot be read ({error}); is there room in "
+                f"{self._folder.parent}?"
+            ) from error
+        finally:
+            self._session.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class OnnxRuntime:
@@ -136,3 +251,15 @@ class OnnxRuntime:
         if len(files) != 1:
             raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
         return OnnxRuntimeSession(files[0], inputs, outputs, options)
+
+    def profiler(
+        self,
+        files: Sequence[bytes],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        options: OpenOptions,
+    ) -> OnnxRuntimeProfiler:
+        """Open an engine with ORT's profiler on."""
+        if len(files) != 1:
+            raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
+        return OnnxRuntimeProfiler(files[0], inputs, outputs, options)
