@@ -1,8 +1,20 @@
-"""What a person, or a program, reads: tables on a terminal, JSON documents, JSON lines, CSV."""
+"""What a person, or a program, reads: tables on a terminal, JSON documents, JSON lines, CSV, pages."""
 
+from vsa_rt.render.bench import bench_report
 from vsa_rt.render.bundles import check, manifest
 from vsa_rt.render.machine import diagnosis
+from vsa_rt.render.pages import write_report
 from vsa_rt.render.recipes import fit, recipe, recipe_list
 from vsa_rt.render.results import results
 
-__all__ = ["check", "diagnosis", "fit", "manifest", "recipe", "recipe_list", "results"]
+__all__ = [
+    "bench_report",
+    "check",
+    "diagnosis",
+    "fit",
+    "manifest",
+    "recipe",
+    "recipe_list",
+    "results",
+    "write_report",
+]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-Tone = Literal["", "good", "warn", "bad", "quiet"]
+Tone = Literal["", "good", "warn", "bad", "quiet", "strong"]
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Plots side by side, where there is room."""
+    """Plots side by side, where there is room; beside a ``tall`` first one the next two fit."""
 
     kind: ClassVar[str] = "figures"
     figures: list[Figure]
+    tall: bool = False
 
 
 Block = Table | Paragraph | Items | Heading | Figures

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from vsa_rt.bench.records.timing import Percentile, Series
 
 #: Where there is no number.
-NONE = "–"
+NONE = "\N{EN DASH}"
+#: As typeset; a hyphen may break a line.
+MINUS = "\N{MINUS SIGN}"
+#: Behind a ratio.
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def decimals(values: Iterable[float | None], digits: int = 3) -> int:
@@ -28,14 +32,15 @@ def fixed(value: float | None, places: int) -> str:
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else "infinite"
     text = f"{value:,.{places}f}"
-    return text.replace("-", "−") if float(text.replace(",", "")) else f"{0:.{places}f}"
+    return text.replace("-", MINUS) if float(text.replace(",", "")) else f"{0:.{places}f}"
 
 
 def signed(value: float | None, places: int) -> str:
     """A difference with its sign."""
     if value is None or not math.isfinite(value):
         return fixed(value, places)
-    return f"{value:+.{places}f}".replace("-", "−")
+    text = f"{value:+.{places}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def rounded(value: float | None, digits: int = 3) -> str:
@@ -43,7 +48,7 @@ def rounded(value: float | None, digits: int = 3) -> str:
     if value is None or not math.isfinite(value):
         return fixed(value, 0)
     if value and abs(value) < 1e-3:
-        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("-", "−")
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("-", MINUS)
     return fixed(value, decimals([value], digits))
 
 

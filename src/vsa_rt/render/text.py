@@ -50,4 +50,4 @@ def markdown(text: str) -> str:
     line = _MARKUP.sub(r"\\\1", plain(text))
     line = line.replace("://", ":\\/\\/").replace("www.", "www\\.")
     # At the start of a line these begin a list, a heading or a rule.
-    return re.sub(r"^([-+=]|\d+[.)])", lambda m: m[0][:-1] + "\\" + m[0][-1], line)
+    return re.sub(r"^([-+=]+|\d+[.)])(?=\s|$)", lambda m: m[0][:-1] + "\\" + m[0][-1], line)

@@ -1,0 +1,160 @@
+"""A benchmark on a terminal: the verdict first, then what it rests on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vsa_rt.render.numbers import NONE, TIMES, at, decimals, fixed, percent
+from vsa_rt.render.pages import ADVICE, HTML, MARKDOWN, headline
+from vsa_rt.render.tables import new_table, verdict
+from vsa_rt.render.text import plain
+
+if TYPE_CHECKING:
+    from vsa_rt.bench.records.contest import Pairing
+    from vsa_rt.bench.records.timing import Percentile, Run
+    from vsa_rt.bench.records.trust import ParityCheck
+    from vsa_rt.bench.report import Report
+
+_STYLES = {"green": "bold green", "amber": "bold yellow", "red": "bold red"}
+
+
+def _shown(text: str) -> str:
+    """A stranger's text: no markup of rich's, no escape sequence of the terminal's."""
+    return escape(plain(text))
+
+
+def _verdict(console: Console, report: Report) -> None:
+    level = report.verdict.level
+    console.print(f"[{_STYLES[level]}]{ADVICE[level]}[/]")
+    said = headline(report)
+    if said:
+        console.print(f"[bold]{_shown(said)}[/]")
+    for reason in report.verdict.reasons:
+        name = "note" if reason.level == "green" else reason.level
+        console.print(f"  [{_STYLES[reason.level]}]{name}[/] {_shown(reason.text)} ({_shown(reason.code)})")
+
+
+def _percentile(found: Percentile | None, places: int) -> str:
+    if found is None:
+        return NONE
+    if found.value is None:
+        return f"needs {found.needed}"
+    return f"{fixed(found.value, places)} ≤ {fixed(found.upper, places)}"
+
+
+def _runs(runs: Sequence[Run]) -> Table:
+    table = new_table("plan", "run", "batch>", "p50 ms>", "p99 ms>", "images/s>")
+    places = decimals([p.value for r in runs if r.latency for p in r.latency.percentiles])
+    rate = decimals([r.throughput for r in runs])
+    for run in runs:
+        feed = "" if run.feed == "tensors" else f" {run.feed}"
+        dropped = f", {run.dropped} dropped" if run.dropped else ""
+        name = f"{run.scenario}{feed}{dropped}"
+        table.add_row(
+            _shown(run.plan),
+            name if run.valid else f"{name} [bold red]not valid[/]",
+            str(run.batch),
+            *(_percentile(at(run.latency, s) if run.latency else None, places) for s in (0.5, 0.99)),
+            fixed(run.throughput, rate),
+        )
+    return table
+
+
+def _interval(pairing: Pairing) -> str:
+    text = f"{fixed(pairing.low, 2)} to {fixed(pairing.high, 2)}"
+    sure = "extremes" if pairing.confidence is None else percent(pairing.confidence, 1)
+    return f"{text} ({sure})"
+
+
+def _ratios(report: Report) -> Table:
+    table = new_table("candidate", "against plan", "batch>", "ratio>", "interval>")
+    for contest in report.contests:
+        precision = {c.name: c.precision for c in contest.contestants}
+        for p in contest.pairings:
+            ratio = f"{fixed(p.ratio, 2)}{TIMES}"
+            table.add_row(
+                _shown(f"{p.slower} ({precision.get(p.slower, '')})"),
+                _shown(f"{p.faster} ({precision.get(p.faster, '')})"),
+                str(contest.batch),
+                ratio if p.different else f"[dim]{ratio}[/]",
+                _interval(p) if p.different else f"[dim]{_interval(p)}[/]",
+            )
+    return table
+
+
+def _limits(report: Report) -> Table:
+    table = new_table("plan", "batch>", "least ms>", "took ms>", "share>", "limited by")
+    wholes = [(r, f) for r in report.limits for f in r.floors if f.part == "whole"]
+    places = decimals([ms for _, f in wholes for ms in (f.floor_ms, f.measured_ms)])
+    for limits, whole in wholes:
+        table.add_row(
+            _shown(limits.plan),
+            str(limits.batch),
+            fixed(whole.floor_ms, places),
+            fixed(whole.measured_ms, places),
+            percent(whole.share, 0),
+            whole.bound,
+        )
+    return table
+
+
+def _parity(checks: Sequence[ParityCheck]) -> Table:
+    table = new_table("bundle", "plan", "parity", "images>", "flips>", "ties>", "first reason")
+    for check in checks:
+        for entry in check.plans:
+            parity = entry.parity
+            table.add_row(
+                _shown(check.bundle),
+                _shown(entry.plan or "ONNX graph"),
+                verdict(parity.passed),
+                str(parity.images),
+                str(len(parity.flips)),
+                str(parity.ties),
+                _shown(parity.reasons[0]) if parity.reasons else "",
+            )
+    return table
+
+
+def bench_report(report: Report, out: Path | None, as_json: bool) -> None:
+    """Print a benchmark's report.
+
+    Args:
+        report: What was measured.
+        out: Folder that holds its files (``write_report``); ``None`` where none were written.
+        as_json: Print the report's JSON alone.
+    """
+    from vsa_rt.bench.report import FILE_NAME, report_to_json
+
+    if as_json:
+        sys.stdout.write(report_to_json(report).decode("utf-8"))
+        sys.stdout.flush()
+        return
+    console = Console(highlight=False)
+    _verdict(console, report)
+    parts = [
+        ("", _runs(report.runs)),
+        ("Times as long as the plan, call by call", _ratios(report)),
+        ("Distance to the limit", _limits(report)),
+        ("Parity with the reference", _parity(report.parity)),
+    ]
+    for title, table in parts:
+        if table.row_count:
+            console.print()
+            if title:
+                console.print(f"[bold]{title}[/]")
+            console.print(table)
+    if report.skipped:
+        console.print()
+    for part, why in report.skipped.items():
+        console.print(f"not measured: {_shown(part)}: {_shown(why)}")
+    if out is not None:
+        console.print()
+        for name in (HTML, MARKDOWN, FILE_NAME):
+            console.print(_shown(str(out / name)), soft_wrap=True)
