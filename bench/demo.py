@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from vsa_rt.bench import clock
-from vsa_rt.bench.experiments.first_light import THREADS, ready_tensors, torch_call
+from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
 from vsa_rt.bench.parity import TOLERANCES, Comparison
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision
@@ -26,6 +27,7 @@ def main() -> None:
     paths = shipped_photographs()
     batch = bundle.manifest.max_batch
     speeds = []
+    made_of = sources(bundle)
     with load(bundle, threads=THREADS) as runtime:
         engine = runtime.choice.engine
         comparison = Comparison(
@@ -33,15 +35,15 @@ def main() -> None:
         )
         for size in (1, batch):
             inputs = ready_tensors(bundle, paths, size)
-            eager = torch_call(bundle, inputs)
-            samples = clock.measure({"torch": eager, "fused": lambda i=inputs: runtime.infer(i)}, ROUNDS)  # type: ignore[misc]
+            calls: dict[str, clock.Call] = dict(baseline_calls(["eager"], made_of, inputs))
+            samples = clock.measure(calls | {"fused": partial(runtime.infer, inputs)}, ROUNDS)
             speeds.append(
-                (size, clock.ratio(samples["torch"], samples["fused"]), clock.median_ms(samples["fused"]))
+                (size, clock.ratio(samples["eager"], samples["fused"]), clock.median_ms(samples["fused"]))
             )
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]
             inputs = ready_tensors(bundle, part, len(part))
-            comparison.add_taps([p.name for p in part], torch_call(bundle, inputs)(), runtime.infer(inputs))
+            comparison.add_taps([p.name for p in part], made_of.ensemble.run(inputs), runtime.infer(inputs))
     parity = comparison.result()
     scores = next(t.max_abs for t in parity.taps if t.kind == "scores")
     fast = "; ".join(f"batch {n}: {ms:.1f} ms, {r.median:.1f} times as fast" for n, r, ms in speeds)

@@ -10,27 +10,31 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.bench import clock
+from vsa_rt.bench.bare import bare_call
+from vsa_rt.bench.baselines import BASELINES, Sources
+from vsa_rt.bench.candidate import Tensors
+from vsa_rt.bench.workload import from_photographs
 from vsa_rt.bundle import Bundle
-from vsa_rt.contracts import TensorSpec
-from vsa_rt.engines.backend import OpenOptions, Tensors
-from vsa_rt.engines.table import backend
 from vsa_rt.errors import ItemError
 from vsa_rt.runtime.fused import Runtime
 from vsa_rt.runtime.load import load
 from vsa_rt.runtime.preprocess import Preprocessor
 
+if TYPE_CHECKING:
+    from vsa_rt.export.ensemble import LoadedEnsemble
+
 THREADS = 2
-Pixels = dict[str, NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -51,76 +55,45 @@ def photographs(folder: Path, count: int) -> list[Path]:
     return list(islice(sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg")), count))
 
 
-def ready_tensors(bundle: Bundle, paths: Sequence[Path], batch: int) -> Pixels:
-    """Graph inputs ``(batch, H, W, 3)`` of real photographs."""
-    specs = {i.name: i.resize for i in bundle.manifest.inputs if i.resize is not None}
-    host = Preprocessor(specs)
-    out = {n: np.empty((batch, s.height, s.width, 3), np.uint8) for n, s in specs.items()}
-    for row in range(batch):
-        host.write(paths[row % len(paths)], {n: a[row] for n, a in out.items()}, item=str(row))
-    return out
+def ready_tensors(bundle: Bundle, paths: Sequence[Path], batch: int) -> dict[str, NDArray[Any]]:
+    """One batch of real photographs as graph inputs, with stand-ins for what lies beside them.
+
+    Raises:
+        ItemError: One of them cannot be read.
+    """
+    workload = from_photographs(bundle.manifest, paths[:batch], "as given")
+    for error in workload.rejected:
+        raise error
+    return workload.tensors(batch)[0]
 
 
-def torch_call(bundle: Bundle, inputs: Pixels) -> Callable[[], Tensors]:
-    """The same ensemble in PyTorch eager fp32, from the same uint8 tensors to the same taps."""
-    import tempfile
-
-    import torch
-
-    from vsa_rt.export.ensemble import load_ensemble
-    from vsa_rt.recipe_file import find_recipe
-
+def sources(bundle: Bundle) -> Sources:
+    """The same ensemble in PyTorch: the shipped recipe's weights or the bundle's seeds, and the bundle's head."""
     recipe = bundle.manifest.recipe
     if recipe is None:
-        raise SystemExit("the bundle was not built from a recipe: there is no PyTorch model to compare with")
-    torch.set_num_threads(THREADS)
-    with tempfile.TemporaryDirectory() as folder:
-        head = Path(folder) / "head.safetensors"
-        head.write_bytes(bundle.read("head.safetensors"))
-        ensemble = load_ensemble(recipe, find_recipe(recipe.name).parent, {"head": head})
-    return lambda: ensemble.run(inputs)
+        raise SystemExit(
+            f"{bundle.root}: was not built from a recipe: there is no PyTorch model to compare with"
+        )
+
+    def ensemble() -> LoadedEnsemble:
+        from vsa_rt.export.ensemble import load_ensemble
+        from vsa_rt.recipe_file import find_recipe
+
+        records = bundle.manifest.checkpoints.values()
+        seed = next((c.random_seed for c in records if c.random_seed is not None), None)
+        with tempfile.TemporaryDirectory() as folder:
+            head = Path(folder) / "head.safetensors"
+            head.write_bytes(bundle.read(head.name))
+            return load_ensemble(recipe, find_recipe(recipe.name).parent, {"head": head}, seed)
+
+    return Sources(ensemble, bundle, THREADS)
 
 
-class SeparateSessions:
-    """What one would do without fusion: an OpenVINO session per backbone, concatenation and head in numpy."""
-
-    def __init__(self, bundle: Bundle, batch: int) -> None:
-        import tempfile
-
-        import onnx
-
-        manifest = bundle.manifest
-        model = onnx.load_from_string(bundle.read(manifest.graphs[0].path))
-        recipe = manifest.recipe
-        if recipe is None:
-            raise SystemExit("the bundle was not built from a recipe")
-        self._order = recipe.head.features
-        weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
-        gemm = next(n for n in model.graph.node if n.op_type == "Gemm")
-        self._weight, self._bias = weights[gemm.input[1]].T, weights[gemm.input[2]]
-        self._slots = {}
-        extractor = onnx.utils.Extractor(model)
-        widths = {t.name: t.width for t in manifest.taps}
-        for tap, record in zip(self._order, manifest.inputs, strict=True):
-            part = extractor.extract_model([record.name], [tap]).SerializeToString()
-            with tempfile.TemporaryDirectory() as folder:
-                names = backend("openvino").build(part, Path(folder), "cpu", batch)
-                files = [(Path(folder) / n).read_bytes() for n in names]
-            session = backend("openvino").open(
-                files,
-                [TensorSpec(record.name, record.dtype, (None, *record.shape))],
-                [TensorSpec(tap, "float32", (None, widths[tap]))],
-                OpenOptions(max_batch=batch, threads=THREADS),
-            )
-            self._slots[tap] = (record.name, session.slots[0])
-
-    def __call__(self, inputs: Pixels) -> NDArray[np.float32]:
-        """Scores ``(N, C)``."""
-        features = [slot.run({name: inputs[name]})[tap] for tap, (name, slot) in self._slots.items()]
-        logits = np.concatenate(features, 1) @ self._weight + self._bias
-        raised = np.exp(logits - logits.max(1, keepdims=True))
-        scores: NDArray[np.float32] = raised / raised.sum(1, keepdims=True)
-        return scores
+def baseline_calls(
+    names: Sequence[str], made_of: Sources, inputs: Tensors
+) -> dict[str, Callable[[], Tensors]]:
+    """Baselines as calls on one batch."""
+    return {name: partial(BASELINES[name].make(name, made_of, inputs).call, inputs) for name in names}
 
 
 def _fused(bundle: Bundle, precision: str) -> Runtime:
@@ -131,14 +104,15 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row]:
     """Fused against PyTorch eager and against separate sessions."""
     asked = {1: ("4.0", "0.97", "1.4"), 8: ("5.0", "0.97", "1.7")}
     fused = {p: _fused(bundle, p) for p in ("fp32", "bf16")}
+    made_of = sources(bundle)
     for batch, (eager, equal, best) in asked.items():
         inputs = ready_tensors(bundle, paths, batch)
-        separate = SeparateSessions(bundle, batch)
+        baselines = baseline_calls(["eager", "openvino-separate"], made_of, inputs)
         calls: dict[str, Callable[[], object]] = {
-            "torch": torch_call(bundle, inputs),
-            "separate": lambda s=separate, i=inputs: s(i),  # type: ignore[misc]
-            "fp32": lambda i=inputs: fused["fp32"].infer(i),  # type: ignore[misc]
-            "bf16": lambda i=inputs: fused["bf16"].infer(i),  # type: ignore[misc]
+            "torch": baselines["eager"],
+            "separate": baselines["openvino-separate"],
+            "fp32": partial(fused["fp32"].infer, inputs),
+            "bf16": partial(fused["bf16"].infer, inputs),
         }
         samples = clock.measure(calls, rounds)
         for name, series in samples.items():
@@ -157,19 +131,9 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row]:
 
 def overhead(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row]:
     """``rt.infer`` on ready tensors against the bare infer request of the same compiled model."""
-    import openvino as ov
-
     runtime = _fused(bundle, "bf16")
     inputs = ready_tensors(bundle, paths, 1)
-    session: Any = runtime.session
-    request = session.compiled(1).create_infer_request()
-    for name, array in inputs.items():
-        request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-
-    def bare() -> None:
-        request.start_async()
-        request.wait()
-
+    bare = bare_call(runtime, inputs)
     samples = clock.measure({"bare": bare, "rt": lambda: runtime.infer(inputs)}, rounds)
     gaps = sorted(b - a for a, b in zip(samples["bare"], samples["rt"], strict=True))
     bare_ms = clock.median_ms(samples["bare"])
@@ -187,7 +151,7 @@ def overhead(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row
     runtime.close()
 
 
-def _engine_only(runtime: Runtime, inputs: Pixels, streams: int) -> Callable[[], int]:
+def _engine_only(runtime: Runtime, inputs: Tensors, streams: int) -> Callable[[], int]:
     """All streams busy with ready tensors: as fast as the engine alone can be."""
     from concurrent.futures import ThreadPoolExecutor
 

@@ -16,22 +16,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from vsa_rt.bench import clock
+from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
 from vsa_rt.bundle import Bundle
 from vsa_rt.runtime.load import load
-from vsa_rt.runtime.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from vsa_rt.export.ensemble import LoadedEnsemble
     from vsa_rt.runtime.fused import Runtime
-
-THREADS = 2
-Inputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,67 +48,11 @@ class Row:
     note: str = ""
 
 
-def ready_tensors(bundle: Bundle, paths: Sequence[Path], batch: int) -> Inputs:
-    """One batch of photographs as graph inputs; objects are stand-ins made of their pixels."""
-    from PIL import Image
-
-    from vsa_rt.contracts import Item
-    from vsa_rt.export.stand_ins import stand_in
-
-    inputs = bundle.manifest.inputs
-    specs = {i.name: i.resize for i in inputs if i.resize is not None}
-    host = Preprocessor(specs, rows={i.name: tuple(i.shape) for i in inputs if i.rows})
-    arrays = {i.name: np.zeros((batch, *i.shape), np.dtype(i.dtype)) for i in inputs}
-    for index in range(batch):
-        path = paths[index % len(paths)]
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        given = {i.name: stand_in(picture, i.name, i.shape) for i in inputs if i.rows}
-        host.write(Item(path, given), {n: a[index] for n, a in arrays.items()}, item=str(path))
-    return arrays
-
-
-def feature_by_feature(ensemble: LoadedEnsemble, inputs: Inputs) -> Callable[[], object]:
-    """PyTorch eager: every feature of the head from the pixels, one after the other, then the head."""
-    import torch
-
-    from vsa_rt.export.head import head_taps
-
-    module = ensemble.module
-    trunk = module.trunk
-    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    names = [trunk.same[name] for name in module.recipe.head.features]
-    needed = [trunk.needed_for({name}) for name in names]
-
-    def call() -> object:
-        with torch.inference_mode():
-            features = [trunk(given, only)[name] for name, only in zip(names, needed, strict=True)]
-            if module.recipe.head.unit_norm:
-                features = [torch.nn.functional.normalize(f, dim=1) for f in features]
-            return head_taps(module.head, torch.cat(features, 1), module.recipe.task)
-
-    return call
-
-
-def shared_trunk(ensemble: LoadedEnsemble, inputs: Inputs) -> Callable[[], object]:
-    """PyTorch eager with the trunk computed once: what sharing alone saves."""
-    return lambda: ensemble.run(inputs)
-
-
 def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int, batches: Sequence[int]) -> Iterator[Row]:
     """The fused call in every precision of the bundle against PyTorch."""
-    import torch
-
-    from vsa_rt.export.ensemble import load_ensemble
-
-    recipe = bundle.manifest.recipe
-    if recipe is None:
-        raise SystemExit(f"{bundle.root}: was not built from a recipe")
-    torch.set_num_threads(THREADS)
-    seeds = {c.random_seed for c in bundle.manifest.checkpoints.values()} - {None}
-    if len(seeds) != 1:
+    if len({c.random_seed for c in bundle.manifest.checkpoints.values()} - {None}) != 1:
         raise SystemExit(f"{bundle.root}: expected a bundle of --random-weights SEED and nothing else")
-    ensemble = load_ensemble(recipe, Path(), random_seed=seeds.pop())
+    made_of = sources(bundle)
     runtimes: dict[str, Runtime] = {
         f"{e.target} {e.precision}": load(bundle, target=e.target, precision=e.precision, threads=THREADS)
         for e in bundle.manifest.engines
@@ -123,9 +60,10 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int, batches: Sequence
     for batch in batches:
         inputs = ready_tensors(bundle, paths, batch)
         eager, shared = "PyTorch eager fp32, feature by feature", "PyTorch eager fp32, shared trunk"
+        baselines = baseline_calls(["eager-separate", "eager"], made_of, inputs)
         calls: dict[str, Callable[[], object]] = {
-            eager: feature_by_feature(ensemble, inputs),
-            shared: shared_trunk(ensemble, inputs),
+            eager: baselines["eager-separate"],
+            shared: baselines["eager"],
         }
         for name, runtime in runtimes.items():
             calls[f"fused {name}"] = partial(runtime.infer, inputs)

@@ -124,3 +124,45 @@ def settings_of(entries: list[str] | None) -> dict[str, str]:
             raise UsageError(f"--set {entry!r}: expected BACKBONE.OPTION=VALUE")
         pairs[name] = value
     return pairs
+
+
+def words_of(entries: list[str] | None) -> list[str]:
+    """The words of a repeated option, commas taken apart, each once."""
+    return list(dict.fromkeys(w.strip() for entry in entries or [] for w in entry.split(",") if w.strip()))
+
+
+def numbers_of(option: str, entries: list[str] | None) -> list[int]:
+    """The whole numbers of a repeated option, commas taken apart.
+
+    Args:
+        option: Its name, for the message.
+        entries: As given.
+
+    Raises:
+        UsageError: An entry is no positive whole number.
+    """
+    words = words_of(entries)
+    for word in words:
+        if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word)):
+            raise UsageError(f"{option} {word!r}: expected positive whole numbers, such as 1,8,32")
+    return [int(word) for word in words]
+
+
+def share_of(option: str, text: str) -> float:
+    """A share as ``5%`` or ``0.05``.
+
+    Args:
+        option: Its name, for the message.
+        text: As given.
+
+    Raises:
+        UsageError: It is neither, negative, or not finite.
+    """
+    percent = text.strip().endswith("%")
+    try:
+        value = float(text.strip().removesuffix("%")) / (100 if percent else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise UsageError(f"{option} {text!r}: expected a share such as 5% or 0.05")
+    return value

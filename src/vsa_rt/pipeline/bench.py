@@ -30,7 +30,7 @@ from vsa_rt.version import __version__
 
 Axis = Literal["target", "precision", "batch"]
 #: Baselines of a report that names none: what users have today, and the best of what they could have without this.
-AGAINST = ("eager", "channels-last", "onnxruntime-separate", "openvino-separate", "openvino-default")
+AGAINST = ("eager", "onnxruntime-separate", "openvino-separate", "openvino-default")
 #: Libraries whose versions a report has.
 LIBRARIES = (
     "numpy", "pillow", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "torch", "timm",
@@ -99,6 +99,7 @@ def _opened(bundles: Sequence[Bundle], options: BenchOptions, threads: int) -> I
                 precision=options.precision,
                 threads=threads,
                 weights=options.weights,
+                alone=len(bundles) == 1,
             )
             for bundle, name in zip(bundles, unique_names(bundles), strict=True)
         ]

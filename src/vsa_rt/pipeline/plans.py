@@ -112,6 +112,7 @@ def open_subject(
     precision: Precision | None = None,
     threads: int,
     weights: dict[str, Path] | None = None,
+    alone: bool = True,
 ) -> Subject:
     """Open every engine of a bundle that fits and can run here.
 
@@ -123,6 +124,7 @@ def open_subject(
         precision: Only this one.
         threads: For each engine.
         weights: Where checkpoints moved.
+        alone: Whether it is the only bundle, so that plans need not say whose they are.
 
     Raises:
         UsageError: The bundle holds no engine for that request.
@@ -147,7 +149,9 @@ def open_subject(
             continue
         stack.enter_context(runtime)
         plan = Plan(
-            name=f"{name} {engine.target} {engine.precision}",
+            name=f"{engine.target} {engine.precision}"
+            if alone
+            else f"{name} {engine.target} {engine.precision}",
             bundle=name,
             target=engine.target,
             precision=engine.precision,

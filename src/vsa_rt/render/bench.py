@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vsa_rt.bench.records.trust import ParityCheck
     from vsa_rt.bench.report import Report
 
+#: Layers of each profile that a terminal shows.
+_SLOWEST = 15
 _STYLES = {"green": "bold green", "amber": "bold yellow", "red": "bold red"}
 
 
@@ -73,15 +75,22 @@ def _interval(pairing: Pairing) -> str:
     return f"{text} ({sure})"
 
 
+def _with_precision(name: str, precision: Mapping[str, str]) -> str:
+    """A plan's name ends in its precision, a baseline's does not."""
+    said = precision.get(name, "")
+    return name if name.endswith(said) else f"{name} {said}"
+
+
 def _ratios(report: Report) -> Table:
-    table = new_table("candidate", "against plan", "batch>", "ratio>", "interval>")
+    """Everybody against the first plan; the others' pairings are in the report's files."""
+    table = new_table("candidate", "against", "batch>", "ratio>", "interval>")
     for contest in report.contests:
         precision = {c.name: c.precision for c in contest.contestants}
-        for p in contest.pairings:
+        for p in (p for p in contest.pairings if p.faster == contest.contestants[0].name):
             ratio = f"{fixed(p.ratio, 2)}{TIMES}"
             table.add_row(
-                _shown(f"{p.slower} ({precision.get(p.slower, '')})"),
-                _shown(f"{p.faster} ({precision.get(p.faster, '')})"),
+                _shown(_with_precision(p.slower, precision)),
+                _shown(_with_precision(p.faster, precision)),
                 str(contest.batch),
                 ratio if p.different else f"[dim]{ratio}[/]",
                 _interval(p) if p.different else f"[dim]{_interval(p)}[/]",
@@ -122,13 +131,52 @@ def _parity(checks: Sequence[ParityCheck]) -> Table:
     return table
 
 
-def bench_report(report: Report, out: Path | None, as_json: bool) -> None:
+def _points(report: Report) -> Table:
+    """The frontier; only where plans of several kinds were measured."""
+    table = new_table("plan", "batch>", "ms per image>", "quality>", "of", "frontier")
+    if len(report.points) < 2:
+        return table
+    places = decimals([p.ms_per_image for p in report.points])
+    for point in report.points:
+        dominated = f"[dim]no: {_shown(point.dominated_by)}[/]" if point.dominated_by else "[green]yes[/]"
+        table.add_row(
+            _shown(point.plan),
+            str(point.batch),
+            fixed(point.ms_per_image, places),
+            percent(point.quality, 2),
+            _shown(point.quality_of),
+            "[bold red]fails parity[/]" if point.parity is False else dominated,
+        )
+    return table
+
+
+def _layers(report: Report) -> Table:
+    """The slowest layers of every profile."""
+    table = new_table("plan", "batch>", "layer", "backbone", "kind", "precision", "ms>", "share>")
+    for found in report.profiles:
+        whole = sum(layer.ms for layer in found.layers) or 1.0
+        for layer in found.layers[:_SLOWEST]:
+            table.add_row(
+                _shown(found.plan),
+                str(found.batch),
+                _shown(layer.name),
+                _shown(layer.backbone),
+                layer.kind,
+                layer.precision,
+                fixed(layer.ms, 3),
+                percent(layer.ms / whole, 1),
+            )
+    return table
+
+
+def bench_report(report: Report, out: Path | None, as_json: bool, layers: bool = False) -> None:
     """Print a benchmark's report.
 
     Args:
         report: What was measured.
         out: Folder that holds its files (``write_report``); ``None`` where none were written.
         as_json: Print the report's JSON alone.
+        layers: Print the slowest layers too.
     """
     from vsa_rt.bench.report import FILE_NAME, report_to_json
 
@@ -142,7 +190,9 @@ def bench_report(report: Report, out: Path | None, as_json: bool) -> None:
         ("", _runs(report.runs)),
         ("Times as long as the plan, call by call", _ratios(report)),
         ("Distance to the limit", _limits(report)),
+        (f"The {_SLOWEST} slowest layers", _layers(report) if layers else new_table()),
         ("Parity with the reference", _parity(report.parity)),
+        ("Accuracy against latency", _points(report)),
     ]
     for title, table in parts:
         if table.row_count:
@@ -158,3 +208,5 @@ def bench_report(report: Report, out: Path | None, as_json: bool) -> None:
         console.print()
         for name in (HTML, MARKDOWN, FILE_NAME):
             console.print(_shown(str(out / name)), soft_wrap=True)
+    else:
+        console.print("\n-o DIR keeps all of it: layers, stages, plots, raw samples")

@@ -1,0 +1,254 @@
+"""Contests: everybody gets the same, in turns, and a difference is one only if the pairs say so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import vsa_rt
+from vsa_rt.bench import clock, resources
+from vsa_rt.bench.baselines import Sources, make_baselines
+from vsa_rt.bench.candidate import Candidate, Tensors
+from vsa_rt.bench.contest import LEAST_ROUNDS, MOST_ROUNDS, contest, rounds_for
+from vsa_rt.bench.records.contest import Contest, Pairing
+from vsa_rt.bench.workload import from_golden
+from vsa_rt.bundle import Bundle
+from vsa_rt.errors import UsageError
+
+
+class VirtualTime:
+    """A clock that only moves when a candidate says so: what is measured on it no other process disturbs."""
+
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.ns
+
+
+@pytest.fixture
+def virtual(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
+    made = VirtualTime()
+    monkeypatch.setattr(clock, "time", made)
+    return made
+
+
+Log = list[tuple[str, int]]
+
+
+def busy(
+    virtual: VirtualTime,
+    name: str,
+    ms: Sequence[float],
+    log: Log | None = None,
+    kind: Any = "plan",
+    score: float = 0.5,
+) -> Candidate:
+    """A candidate whose calls take the given times, round and round."""
+    calls = iter(range(1 << 20))
+
+    def call(inputs: Tensors) -> Tensors:
+        virtual.ns += round(1e6 * ms[next(calls) // 2 % len(ms)])
+        if log is not None:
+            log.append((name, int(inputs["x"][0, 0])))
+        return {"scores": np.full((len(inputs["x"]), 1), score, np.float32)}
+
+    return Candidate(name, kind, "fp32", f"takes {ms}", call)
+
+
+def batches(count: int, batch: int = 2) -> list[Tensors]:
+    return [{"x": np.full((batch, 1), i, np.float32)} for i in range(count)]
+
+
+def pairing(found: Contest, slower: str, faster: str) -> Pairing:
+    return next(p for p in found.pairings if (p.slower, p.faster) == (slower, faster))
+
+
+def test_two_and_three_milliseconds_are_a_ratio_of_one_and_a_half(virtual: VirtualTime) -> None:
+    plan = busy(virtual, "plan", [2.0])
+    found = contest([plan], [busy(virtual, "slow", [3.0], kind="baseline")], batches(4), 2, rounds=15)
+    pair = pairing(found, "slow", "plan")
+    assert (pair.ratio, pair.low, pair.high) == (1.5, 1.5, 1.5)
+    assert pair.different
+    assert pair.pairs == 15
+    assert pair.confidence is not None
+    assert pair.confidence >= 0.99
+    assert [(c.name, c.kind, set(c.samples)) for c in found.contestants] == [
+        ("plan", "plan", {2.0}),
+        ("slow", "baseline", {3.0}),
+    ]
+    assert (found.batch, found.threads, found.absent) == (2, 2, {})
+
+
+def test_equal_candidates_with_noise_are_not_different(virtual: VirtualTime) -> None:
+    noise = [2.0, 2.3, 1.9, 2.1, 2.0, 2.6, 2.0]
+    found = contest(
+        [busy(virtual, "a", noise), busy(virtual, "b", [*noise[3:], *noise[:3]])],
+        [],
+        batches(4),
+        1,
+        rounds=49,
+    )
+    pair = pairing(found, "b", "a")
+    assert pair.low <= 1 <= pair.high
+    assert not pair.different
+
+
+def test_five_percent_show_through_the_same_noise(virtual: VirtualTime) -> None:
+    noise = [2.0, 2.01, 1.99, 2.02, 2.0, 2.03, 1.98]
+    slower = [1.05 * ms for ms in [*noise[3:], *noise[:3]]]
+    found = contest([busy(virtual, "a", noise), busy(virtual, "b", slower)], [], batches(4), 1, rounds=49)
+    assert pairing(found, "b", "a").different
+    assert pairing(found, "b", "a").ratio == pytest.approx(1.05, abs=0.02)
+
+
+def test_too_few_pairs_are_never_a_difference(virtual: VirtualTime) -> None:
+    found = contest([busy(virtual, "a", [1.0]), busy(virtual, "b", [9.0])], [], batches(1), 1, rounds=5)
+    pair = pairing(found, "b", "a")
+    assert (pair.ratio, pair.confidence, pair.different) == (9.0, None, False)
+
+
+def test_in_a_round_all_get_the_same_inputs_and_the_order_rotates(virtual: VirtualTime) -> None:
+    log: Log = []
+    names = ["p", "q", "b"]
+    made = [busy(virtual, name, [1.0], log, "baseline" if name == "b" else "plan") for name in names]
+    contest(made[:2], made[2:], batches(4), 1, rounds=8)
+    rounds = log[-8 * 6 :]
+    for turn in range(8):
+        part = rounds[6 * turn : 6 * turn + 6]
+        order = names[turn % 3 :] + names[: turn % 3]
+        # Each timed call follows an untimed one of the same candidate.
+        assert part == [(name, turn % 4) for name in order for _ in range(2)]
+
+
+def test_every_baseline_meets_every_plan_and_further_plans_meet_the_first(virtual: VirtualTime) -> None:
+    plans = [busy(virtual, name, [1.0]) for name in ("p1", "p2", "p3")]
+    others = [busy(virtual, name, [2.0], kind="baseline") for name in ("b1", "b2")]
+    found = contest(plans, others, batches(2), 1, rounds=9)
+    assert {(p.slower, p.faster) for p in found.pairings} == {
+        *((b, p) for b in ("b1", "b2") for p in ("p1", "p2", "p3")),
+        ("p2", "p1"),
+        ("p3", "p1"),
+    }
+    assert len(found.pairings) == 8
+
+
+def test_a_faster_baseline_has_a_ratio_under_one(virtual: VirtualTime) -> None:
+    found = contest(
+        [busy(virtual, "plan", [4.0])],
+        [busy(virtual, "quick", [2.0], kind="baseline")],
+        batches(2),
+        1,
+        rounds=9,
+    )
+    assert pairing(found, "quick", "plan").ratio == 0.5
+    assert pairing(found, "quick", "plan").different
+
+
+def test_a_baseline_that_computes_something_else_is_left_out_and_named(virtual: VirtualTime) -> None:
+    wrong = busy(virtual, "wrong", [1.0], kind="baseline", score=0.9)
+    right = busy(virtual, "right", [1.0], kind="baseline")
+    found = contest(
+        [busy(virtual, "plan", [1.0])],
+        [wrong, right],
+        batches(2),
+        1,
+        rounds=9,
+        absent={"compile": "no compiler"},
+    )
+    assert [c.name for c in found.contestants] == ["plan", "right"]
+    assert found.absent["compile"] == "no compiler"
+    assert "computes something else than plan: scores: differs by 0.4" in found.absent["wrong"]
+    assert all("wrong" not in (p.slower, p.faster) for p in found.pairings)
+
+
+def test_a_plan_that_computes_something_else_takes_part(virtual: VirtualTime) -> None:
+    """Parity judges plans; a report without the times of one that fails would hide it."""
+    plans = [busy(virtual, "a", [1.0]), busy(virtual, "b", [1.0], score=0.9)]
+    assert len(contest(plans, [], batches(1), 1, rounds=9).contestants) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms", "rounds"),
+    [
+        (1.0, 20.0, 50),
+        (0.0, 20.0, LEAST_ROUNDS),
+        (1.0, 1e5, LEAST_ROUNDS),
+        (1e3, 1.0, MOST_ROUNDS),
+        (1.0, 0.0, MOST_ROUNDS),
+    ],
+)
+def test_rounds_follow_the_time_within_bounds(seconds: float, ms: float, rounds: int) -> None:
+    assert rounds_for(seconds, ms) == rounds
+
+
+def test_a_time_decides_the_rounds(virtual: VirtualTime) -> None:
+    """2 and 3 ms, each once untimed: 10 ms a round."""
+    plans = [busy(virtual, "a", [2.0]), busy(virtual, "b", [3.0])]
+    assert len(contest(plans, [], batches(1), 1, seconds=0.5).contestants[0].samples) == 50
+
+
+def test_the_machine_is_watched_over_all_images(
+    virtual: VirtualTime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    real: Callable[[], Any] = resources.watch
+
+    @contextlib.contextmanager
+    def watch() -> Iterator[Any]:
+        class Spy:
+            def result(self, images: int) -> Any:
+                seen.append(images)
+                return watched.result(images=images)
+
+        with real() as watched:
+            yield Spy()
+
+    monkeypatch.setattr(resources, "watch", watch)
+    contest([busy(virtual, "a", [2.0]), busy(virtual, "b", [3.0])], [], batches(1, batch=4), 1, rounds=9)
+    assert seen == [9 * 2 * 2 * 4]
+
+
+@pytest.mark.parametrize(
+    ("plans", "inputs", "rounds", "words"),
+    [
+        ([], 1, 9, "0 plans"),
+        (["a"], 0, 9, "0 batches"),
+        (["a"], 1, 0, "0 rounds"),
+        (["a", "a"], 1, 9, "two candidates are called 'a'"),
+    ],
+)
+def test_what_is_no_contest_is_refused(
+    virtual: VirtualTime, plans: list[str], inputs: int, rounds: int, words: str
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        contest([busy(virtual, p, [1.0]) for p in plans], [], batches(inputs), 1, rounds=rounds)
+
+
+def test_batches_of_different_sizes_are_refused(virtual: VirtualTime) -> None:
+    with pytest.raises(UsageError, match=r"\[1, 2\] images"):
+        contest([busy(virtual, "a", [1.0])], [], [*batches(1, 1), *batches(1, 2)], 1, rounds=9)
+
+
+def test_a_bundle_against_its_baselines_is_a_record(tiny_bundle: Path, tiny_weights: dict[str, Path]) -> None:
+    from vsa_rt.pipeline.reference import load_torch
+
+    bundle = Bundle.open(tiny_bundle)
+    inputs = from_golden(bundle).tensors(2)
+    sources = Sources(lambda: load_torch(bundle, tiny_weights), bundle, 1)
+    baselines, absent = make_baselines(["eager", "onnxruntime-separate"], sources, inputs[0])
+    with vsa_rt.load(bundle, threads=1) as runtime:
+        precision = runtime.choice.engine.precision
+        plan = Candidate("plan", "plan", precision, runtime.choice.why, runtime.infer)
+        found = contest([plan], baselines, inputs, 1, rounds=9, absent=absent)
+    assert [c.name for c in found.contestants] == ["plan", "eager", "onnxruntime-separate"]
+    assert {len(c.samples) for c in found.contestants} == {9}
+    assert all(ms > 0 for c in found.contestants for ms in c.samples)
+    assert found.resources.cores is None or found.resources.cores > 0
+    assert msgspec.json.decode(msgspec.json.encode(found), type=Contest) == found
