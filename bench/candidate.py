@@ -38,6 +38,7 @@ class Candidate:
         call: Ready tensors ``(N, …)`` by input name to taps ``(N, width)`` by name. The taps may be overwritten
             by the next call.
         close: Frees what it holds; it cannot be called afterwards.
+        renew: Opens the same engine anew, for which ``call`` then stands; ``None`` where there is no opening.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Candidate:
     note: str
     call: Infer
     close: Callable[[], None] = _nothing
+    renew: Callable[[], None] | None = None
 
 
 def check_agreement(first: Candidate, other: Candidate, inputs: Tensors) -> None:

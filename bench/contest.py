@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.candidate import Candidate, Tensors, check_agreement
+from vsa_rt.bench.intervals import ratio_over_openings
 from vsa_rt.bench.records.contest import Contest, Contestant, Pairing
 from vsa_rt.errors import GateError, UsageError
 
@@ -40,6 +41,7 @@ def contest(
     *,
     seconds: float = SECONDS,
     rounds: int | None = None,
+    openings: int = 1,
     confidence: float = CONFIDENCE,
     absent: Mapping[str, str] | None = None,
 ) -> Contest:
@@ -55,6 +57,7 @@ def contest(
         threads: Of each candidate, for the record.
         seconds: Time for the rounds; at least 15 are taken.
         rounds: Takes that many instead.
+        openings: How often candidates that can be are opened anew within the rounds, the first time included.
         confidence: Of the ratios' intervals.
         absent: Baselines that cannot run here, for the record: name to reason.
 
@@ -62,6 +65,8 @@ def contest(
         UsageError: No plan, no inputs, no rounds, or two candidates of one name.
     """
     _check(plans, baselines, inputs, rounds)
+    if openings < 1:
+        raise UsageError(f"contest: {openings} openings; expected at least one")
     missing = dict(absent or {})
     fit: list[Candidate] = []
     for baseline in baselines:
@@ -77,15 +82,16 @@ def contest(
     from vsa_rt.bench.resources import watch
 
     with watch() as watched:
-        samples = _take_turns(candidates, inputs, rounds)
+        samples = _take_turns(candidates, inputs, rounds, openings)
     return Contest(
         batch=batch,
         threads=threads,
+        openings=openings,
         contestants=[
             Contestant(name=c.name, kind=c.kind, precision=c.precision, note=c.note, samples=samples[c.name])
             for c in candidates.values()
         ],
-        pairings=_pairings([p.name for p in plans], [b.name for b in fit], samples, confidence),
+        pairings=_pairings([p.name for p in plans], [b.name for b in fit], samples, openings, confidence),
         absent=missing,
         # Each timed call follows one that is not timed.
         resources=watched.result(images=2 * rounds * len(candidates) * batch),
@@ -123,12 +129,15 @@ def _warm_up(candidates: Mapping[str, Candidate], inputs: Tensors) -> float:
 
 
 def _take_turns(
-    candidates: Mapping[str, Candidate], inputs: Sequence[Tensors], rounds: int
+    candidates: Mapping[str, Candidate], inputs: Sequence[Tensors], rounds: int, openings: int
 ) -> dict[str, list[float]]:
     """Samples in milliseconds by candidate, one per round."""
     names = list(candidates)
     samples: dict[str, list[float]] = {name: [] for name in names}
+    anew = {rounds * k // openings for k in range(1, openings)}
     for turn in range(rounds):
+        if turn in anew:
+            _renew(candidates.values(), inputs[0])
         # A round is a measurement of its own, so that all get its inputs; the order rotates here, then.
         shift = turn % len(names)
         calls: dict[str, Callable[[], object]] = {
@@ -140,17 +149,32 @@ def _take_turns(
     return samples
 
 
+def _renew(candidates: Iterable[Candidate], inputs: Tensors) -> None:
+    """Open anew whoever can be, and call it until it is warm."""
+    for candidate in candidates:
+        if candidate.renew is not None:
+            candidate.renew()
+            for _ in range(_WARM_UP):
+                candidate.call(inputs)
+
+
 def _pairings(
-    plans: Sequence[str], baselines: Sequence[str], samples: Mapping[str, Sequence[float]], confidence: float
+    plans: Sequence[str],
+    baselines: Sequence[str],
+    samples: Mapping[str, Sequence[float]],
+    openings: int,
+    confidence: float,
 ) -> list[Pairing]:
     """Every baseline against every plan, and every further plan against the first."""
     pairs = [(baseline, plan) for plan in plans for baseline in baselines]
     pairs += [(plan, plans[0]) for plan in plans[1:]]
-    return [_pairing(slower, faster, samples, confidence) for slower, faster in pairs]
+    return [_pairing(slower, faster, samples, openings, confidence) for slower, faster in pairs]
 
 
-def _pairing(slower: str, faster: str, samples: Mapping[str, Sequence[float]], confidence: float) -> Pairing:
-    found = clock.ratio(samples[slower], samples[faster], confidence)
+def _pairing(
+    slower: str, faster: str, samples: Mapping[str, Sequence[float]], openings: int, confidence: float
+) -> Pairing:
+    found = ratio_over_openings(samples[slower], samples[faster], openings, confidence)
     return Pairing(
         slower=slower,
         faster=faster,

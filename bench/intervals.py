@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.bench.clock import Ratio
+from vsa_rt.bench.clock import Ratio, ratio
 from vsa_rt.bench.records.timing import Percentile, Series
 from vsa_rt.bench.steady import lag_one, ranks, steady_state
 
@@ -27,6 +28,8 @@ _RESAMPLES = 2000
 _FEWEST = 30
 #: Resampled values held at a time, 32 MB.
 _CHUNK = 1 << 22
+#: Openings from which on their spread is estimated: with three, the t interval is five times as wide as with six.
+LEAST_OPENINGS = 4
 #: Floating point puts 0.99 * 300 a little off 297.
 _EXACT = 1e-9
 
@@ -217,6 +220,60 @@ def _stretch(spreads: Sequence[float], blocks: Sequence[float], confidence: floa
     freedom = total**2 / sum(v**2 / (1.5 * (n - 1)) for v, n in zip(spreads, blocks, strict=True))
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     return 1 + (z**2 + 1) / (4 * freedom) + (5 * z**4 + 16 * z**2 + 3) / (96 * freedom**2)
+
+
+def student(confidence: float, freedom: int) -> float:
+    """Two-sided quantile of Student's t, by bisection of Abramowitz and Stegun's finite sums 26.7.3 and 26.7.4.
+
+    Args:
+        confidence: Share between minus and plus the quantile.
+        freedom: Degrees of freedom, at least 1.
+    """
+
+    def inside(angle: float) -> float:
+        """``A(t | freedom)`` for ``angle = atan(t / sqrt(freedom))``."""
+        even = freedom % 2 == 0
+        term = 1.0 if even else math.cos(angle)
+        total = term if freedom > 1 else 0.0
+        for k in range(2 if even else 3, freedom - 1, 2):
+            term *= (k - 1) / k * math.cos(angle) ** 2
+            total += term
+        return math.sin(angle) * total if even else 2 / math.pi * (angle + math.sin(angle) * total)
+
+    share = _where(lambda part: inside(part * math.pi / 2) < confidence)
+    return math.sqrt(freedom) * math.tan(share * math.pi / 2)
+
+
+def ratio_over_openings(
+    numerator: Sequence[float], denominator: Sequence[float], openings: int, confidence: float = 0.99
+) -> Ratio:
+    """How many times slower one candidate is than another, over several openings of the same engines.
+
+    An opening has a speed of its own, by where its memory happens to lie, so that pairs of one opening are not
+    independent. Each opening's median is therefore one observation: a t interval of their logarithms covers what
+    differs from opening to opening, the order-statistic interval of all pairs what differs from call to call, and
+    the answer covers both.
+
+    Args:
+        numerator: Samples of the one, opening after opening, as many in each but for one.
+        denominator: Of the other, round by round.
+        openings: How many; with fewer than ``LEAST_OPENINGS`` nothing can be said about them, and the interval is
+            that of the pairs alone.
+        confidence: Of both intervals.
+
+    Raises:
+        ValueError: The series are empty or differ in length.
+    """
+    found = ratio(numerator, denominator, confidence)
+    if openings < LEAST_OPENINGS or found.pairs < openings:
+        return found
+    logs = [math.log(a / b) for a, b in zip(numerator, denominator, strict=True)]
+    ends = [found.pairs * k // openings for k in range(openings + 1)]
+    medians = [statistics.median(logs[start:end]) for start, end in itertools.pairwise(ends)]
+    middle = statistics.fmean(medians)
+    wide = student(confidence, openings - 1) * statistics.stdev(medians) / math.sqrt(openings)
+    low, high = min(found.low, math.exp(middle - wide)), max(found.high, math.exp(middle + wide))
+    return Ratio(found.median, low, high, found.pairs, found.confidence)
 
 
 def median_ratio(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vsa_rt.bench.headline import first_run, headline, pairings, percentile, ratio_text
+from vsa_rt.bench.intervals import LEAST_OPENINGS
 from vsa_rt.bench.records.timing import Resources, Run, Series
 from vsa_rt.bench.records.trust import Level, ParityCheck, Reason, Verdict
 from vsa_rt.bench.report import Report
@@ -294,6 +295,18 @@ def _spread(report: Report) -> Iterator[Reason]:
     yield from _reasons("spread", findings)
 
 
+def _openings(report: Report) -> Iterator[Reason]:
+    few = [c for c in report.contests if c.openings < LEAST_OPENINGS and c.pairings]
+    if few:
+        batches = ", ".join(str(c.batch) for c in few)
+        text = (
+            f"contests of batch {batches}: the engines were opened {few[0].openings} time"
+            f"{'s' if few[0].openings != 1 else ''}, because opening them takes long; what differs from one opening "
+            "to the next is not in the intervals of the ratios"
+        )
+        yield Reason(level="green", code="openings", text=text)
+
+
 def _tail(report: Report) -> Iterator[Reason]:
     findings = []
     for contest in report.contests:
@@ -341,6 +354,7 @@ RULES: tuple[Callable[[Report], Iterator[Reason]], ...] = (
     _pressure,
     _clock_swing,
     _tail,
+    _openings,
     _unpinned,
     _untold,
 )

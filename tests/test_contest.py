@@ -252,3 +252,61 @@ def test_a_bundle_against_its_baselines_is_a_record(tiny_bundle: Path, tiny_weig
     assert all(ms > 0 for c in found.contestants for ms in c.samples)
     assert found.resources.cores is None or found.resources.cores > 0
     assert msgspec.json.decode(msgspec.json.encode(found), type=Contest) == found
+
+
+def reopened(virtual: VirtualTime, name: str, places: Sequence[float], noise: Sequence[float]) -> Candidate:
+    """An engine that takes as many milliseconds as its opening happens to give it, and some noise."""
+    calls, opening = iter(range(1 << 20)), iter(range(1, 1 << 20))
+    place = [places[0]]
+
+    def call(inputs: Tensors) -> Tensors:
+        virtual.ns += round(1e6 * place[0] * noise[next(calls) // 2 % len(noise)])
+        return {"scores": np.full((len(inputs["x"]), 1), 0.5, np.float32)}
+
+    def renew() -> None:
+        place[0] = places[next(opening) % len(places)]
+
+    return Candidate(name, "plan", "fp32", "", call, renew=renew)
+
+
+def test_what_an_opening_is_by_chance_is_no_difference(virtual: VirtualTime) -> None:
+    """The first opening of one is slower by 2 %; over six openings, that is not what the engine is."""
+    noise = [0.999, 1.0, 1.001]
+    lucky = [1.02, 0.99, 1.01, 0.98, 1.005, 0.995]
+    once = contest(
+        [reopened(virtual, "a", [1.0], noise), reopened(virtual, "b", lucky, noise)],
+        [],
+        batches(2),
+        1,
+        rounds=60,
+    )
+    often = contest(
+        [reopened(virtual, "a", [1.0], noise), reopened(virtual, "b", lucky, noise)],
+        [],
+        batches(2),
+        1,
+        rounds=60,
+        openings=6,
+    )
+    assert (once.openings, pairing(once, "b", "a").different) == (1, True)
+    assert (often.openings, pairing(often, "b", "a").different) == (6, False)
+
+
+def test_each_opening_has_its_share_of_the_rounds_after_a_warm_up(virtual: VirtualTime) -> None:
+    log: list[str] = []
+
+    def call(inputs: Tensors) -> Tensors:
+        virtual.ns += 1_000_000
+        log.append("call")
+        return {"scores": np.zeros((len(inputs["x"]), 1), np.float32)}
+
+    plan = Candidate("a", "plan", "fp32", "", call, renew=lambda: log.append("open"))
+    contest([plan], [], batches(1), 1, rounds=20, openings=4)
+    blocks = "".join("o" if word == "open" else "c" for word in log).split("o")
+    # Every round has an untimed call before the timed one; a new opening has three more before its first round.
+    assert [len(b) for b in blocks][1:] == [3 + 2 * 5] * 3
+
+
+def test_no_opening_at_all_is_refused(virtual: VirtualTime) -> None:
+    with pytest.raises(UsageError, match="0 openings"):
+        contest([busy(virtual, "a", [1.0])], [], batches(1), 1, rounds=5, openings=0)

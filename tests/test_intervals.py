@@ -15,8 +15,10 @@ from vsa_rt.bench.intervals import (
     median_interval,
     median_ratio,
     percentile,
+    ratio_over_openings,
     series,
     share_bounds,
+    student,
 )
 
 Array = NDArray[Any]
@@ -298,3 +300,56 @@ def test_bounds_of_a_share_are_those_of_an_independent_library() -> None:
 def test_no_share_has_no_bounds(count: int, total: int) -> None:
     with pytest.raises(ValueError, match="no share"):
         share_bounds(count, total)
+
+
+# Several openings of the same engines
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 63.657), (2, 9.925), (3, 5.841), (5, 4.032), (10, 3.169), (30, 2.750)]
+)
+def test_students_quantile_is_that_of_the_tables(freedom: int, expected: float) -> None:
+    """Two-sided 99 %: Abramowitz and Stegun 1964, table 26.10, column 0.99."""
+    assert student(0.99, freedom) == pytest.approx(expected, abs=5e-4)
+
+
+def opened(
+    generator: np.random.Generator, openings: int, pairs: int, between: float, within: float
+) -> list[float]:
+    """Ratios around 1 of engines whose speed differs from opening to opening."""
+    found: list[float] = []
+    for _ in range(openings):
+        place = generator.normal(0, between)
+        found += np.exp(generator.normal(place, within, pairs)).tolist()
+    return found
+
+
+def test_openings_that_differ_are_not_taken_for_a_difference() -> None:
+    """Every opening's pairs are tight around another place: pairs alone call equals different, openings do not."""
+    generator = np.random.default_rng(5)
+    naive = careful = 0
+    for _ in range(400):
+        ratios = opened(generator, 6, 33, between=0.01, within=0.02)
+        ones = [1.0] * len(ratios)
+        alone, over = clock.ratio(ratios, ones, 0.99), ratio_over_openings(ratios, ones, 6)
+        naive += not alone.low <= 1 <= alone.high
+        careful += not over.low <= 1 <= over.high
+        assert over.low <= alone.low <= over.median <= alone.high <= over.high
+    assert naive > 40  # that is what makes the openings necessary
+    assert careful <= 10  # 4 expected at 99 %; 10 is beyond 99.7 % of such counts
+
+
+def test_a_slowdown_beyond_the_openings_is_told() -> None:
+    generator = np.random.default_rng(6)
+    told = 0
+    for _ in range(200):
+        ratios = [1.05 * r for r in opened(generator, 6, 33, between=0.01, within=0.05)]
+        told += ratio_over_openings(ratios, [1.0] * len(ratios), 6).low > 1
+    assert told >= 190
+
+
+@pytest.mark.parametrize("openings", [1, 2, 3])
+def test_too_few_openings_say_nothing_about_their_spread(openings: int) -> None:
+    ratios = opened(np.random.default_rng(7), 4, 10, 0.1, 0.01)
+    ones = [1.0] * len(ratios)
+    assert ratio_over_openings(ratios, ones, openings) == clock.ratio(ratios, ones, 0.99)

@@ -158,6 +158,7 @@ def clean() -> Report:
             Contest(
                 batch=1,
                 threads=2,
+                openings=6,
                 contestants=contestants,
                 pairings=[pairing],
                 absent={},
@@ -302,6 +303,7 @@ PLANTS: list[tuple[str, Level, Plant]] = [
     ("spread", "amber", ratio(low=4.0, high=5.2)),
     ("spread", "red", ratio(low=3.0, high=6.0)),
     ("tail", "amber", long_tail),
+    ("openings", "green", contest(openings=1)),
     ("precision", "amber", plan(achieved=0.6)),
     ("invalid-run", "amber", run(valid=False, reasons=["12 of 300 frames were dropped"])),
 ]

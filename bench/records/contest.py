@@ -56,6 +56,8 @@ class Contest(Record, frozen=True, kw_only=True):
     Attributes:
         batch: Images per call.
         threads: Of each.
+        openings: How often the plans' engines were opened anew within the rounds, the first time included; with
+            fewer than four, intervals do not cover what differs from one opening to the next.
         contestants: Plans first.
         pairings: Every other against every plan.
         absent: Baseline to the reason why it is not among them.
@@ -64,6 +66,7 @@ class Contest(Record, frozen=True, kw_only=True):
 
     batch: int
     threads: int
+    openings: int = 1
     contestants: list[Contestant]
     pairings: list[Pairing]
     absent: dict[str, str]

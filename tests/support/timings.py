@@ -192,6 +192,7 @@ def contest(batch: int, rounds: int = 60) -> Contest:
     return Contest(
         batch=batch,
         threads=2,
+        openings=6,
         contestants=[
             Contestant(
                 name=name,

@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from vsa_rt.bench.baselines import Sources, make_baselines
 from vsa_rt.bench.candidate import Candidate
 from vsa_rt.bench.contest import contest
+from vsa_rt.bench.intervals import LEAST_OPENINGS
 from vsa_rt.bench.records.contest import Contest
 from vsa_rt.bench.workload import Workload
 from vsa_rt.errors import UsageError
 from vsa_rt.pipeline.plans import OpenedPlan, Subject
 
 Tensors = Mapping[str, NDArray[Any]]
+#: Openings of each plan in a contest: a t interval of six is twice as wide as one of very many.
+_OPENINGS = 6
 #: Between a bundle's name and its input's in a workload that several bundles share; no input's name holds it.
 _OF = "\0"
 
@@ -53,9 +56,16 @@ def _own(candidate: Candidate, subject: Subject) -> Candidate:
 
 
 def as_candidate(opened: OpenedPlan) -> Candidate:
-    """A plan as one side of a contest; its runtime stays open."""
+    """A plan as one side of a contest, which may open it anew; it stays open."""
     note = f"one fused call, {opened.plan.why}"
-    return Candidate(opened.plan.name, "plan", opened.plan.precision, note, opened.runtime.infer)
+    return Candidate(opened.plan.name, "plan", opened.plan.precision, note, opened.infer, renew=opened.renew)
+
+
+def openings_for(plans: Sequence[OpenedPlan], seconds: float) -> int:
+    """How often the plans of a contest can be opened within a time, up to six times; one where four are too many."""
+    each = sum(plan.open_seconds for plan in plans)
+    found = min(_OPENINGS, 1 + int(seconds / each)) if each > 0 else _OPENINGS
+    return found if found >= LEAST_OPENINGS else 1
 
 
 def run_contest(
@@ -95,7 +105,8 @@ def run_contest(
     try:
         sides = [_own(c, subjects[0]) for c in baselines] if joint else baselines
         progress(f"{len(plans)} plans and {len(sides)} baselines in turns, batch {batch}")
-        return contest(plans, sides, inputs, threads, seconds=seconds, absent=absent)
+        openings = openings_for([o for subject in subjects for o in subject.plans], seconds)
+        return contest(plans, sides, inputs, threads, seconds=seconds, openings=openings, absent=absent)
     finally:
         for candidate in baselines:
             candidate.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from vsa_rt.bench import clock
 from vsa_rt.bench.records.timing import Plan
 from vsa_rt.bench.records.trust import BundleFacts
 from vsa_rt.bundle import Bundle
@@ -22,19 +26,40 @@ if TYPE_CHECKING:
     from vsa_rt.export.ensemble import LoadedEnsemble
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenedPlan:
     """One engine of a bundle, opened by itself.
 
     Attributes:
+        bundle: Whose it is.
         plan: As the report has it.
         engine: Its record in the manifest.
-        runtime: One stream, one call at a time.
+        runtime: One stream, one call at a time; another one after ``renew``.
+        open_seconds: What the first opening took.
     """
 
+    bundle: Bundle
     plan: Plan
     engine: EngineRecord
     runtime: Runtime
+    open_seconds: float
+
+    def renew(self) -> None:
+        """Close the runtime and open the same engine anew."""
+        self.runtime.close()
+        self.runtime = _load(self.bundle, self.engine, self.plan.threads)
+
+    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """One call of whichever runtime is open; see ``Runtime.infer``."""
+        return self.runtime.infer(tensors)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self.runtime.close()
+
+
+def _load(bundle: Bundle, engine: EngineRecord, threads: int) -> Runtime:
+    return load(bundle, target=engine.target, precision=engine.precision, threads=threads)
 
 
 @dataclass
@@ -142,12 +167,13 @@ def open_subject(
     plans: list[OpenedPlan] = []
     refused: dict[str, str] = {}
     for engine in wanted:
+        watch = clock.Stopwatch()
         try:
-            runtime = load(bundle, target=engine.target, precision=engine.precision, threads=threads)
+            runtime = _load(bundle, engine, threads)
         except VsaError as error:
             refused[engine.folder] = str(error)
             continue
-        stack.enter_context(runtime)
+        seconds = watch.total() / 1e3
         plan = Plan(
             name=f"{engine.target} {engine.precision}"
             if alone
@@ -159,7 +185,9 @@ def open_subject(
             threads=threads,
             why=runtime.choice.why,
         )
-        plans.append(OpenedPlan(plan, engine, runtime))
+        opened = OpenedPlan(bundle, plan, engine, runtime, seconds)
+        stack.callback(opened.close)
+        plans.append(opened)
     if not plans:
         reasons = "; ".join(f"{folder}: {reason}" for folder, reason in refused.items())
         raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")
