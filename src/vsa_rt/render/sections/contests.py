@@ -118,7 +118,7 @@ def against_baselines(report: Report) -> Section | None:
             "the ratio is taken round by round. Above 1 the plan is faster."
         )
     for contest in report.contests:
-        title = f"Batch {contest.batch}, {count(contest.threads, 'thread')}"
+        title = f"Batch {contest.batch}, {count(contest.threads, 'thread')}, {count(contest.openings, 'opening')} of each plan"
         section.blocks.append(Heading(title))
         if contest.pairings:
             columns = ("candidate", "against plan", "ratio>", "interval>", "candidate is")
