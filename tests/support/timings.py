@@ -89,7 +89,7 @@ def resources(**changes: Any) -> Resources:
         celsius=None,
         throttled=None,
         sources={
-            "rss_mib": "psutil",
+            "rss_mib": "/proc/self/status: VmRSS",
             "device_mib": "no GPU",
             "joules": "no RAPL counter may be read here",
             "celsius": "the system shows no sensor",
