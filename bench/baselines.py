@@ -14,7 +14,7 @@ from vsa_rt.bench.candidate import Candidate, Tensors
 from vsa_rt.bench.separate import SeparateSessions, cut_at_taps, open_graph
 from vsa_rt.bundle import Bundle
 from vsa_rt.engines.select import input_specs, output_specs
-from vsa_rt.errors import CheckpointAbsent, EnvironmentUnusable, UsageError, needs
+from vsa_rt.errors import CheckpointError, EnvironmentUnusable, UsageError, needs
 
 if TYPE_CHECKING:
     from vsa_rt.export.ensemble import Ensemble, LoadedEnsemble
@@ -249,7 +249,7 @@ def make_baselines(
         for name in dict.fromkeys(names):
             try:
                 made.append(BASELINES[name].make(name, sources, example))
-            except (EnvironmentUnusable, CheckpointAbsent) as error:
+            except (EnvironmentUnusable, CheckpointError) as error:
                 absent[name] = str(error)
     except BaseException:
         for candidate in made:

@@ -48,6 +48,7 @@ class _Times:
     samples: list[float]
     figure: float | None = None
     doubt: str = ""
+    openings: int = 1
 
 
 def _of_run(run: Run) -> _Times:
@@ -78,7 +79,7 @@ def _times(report: Report) -> dict[_Key, _Times]:
         found.setdefault(_Key(run.plan, run.batch, run.scenario, run.feed, load), _of_run(run))
     for (plan, batch), contest in _contests(report).items():
         samples = next(c.samples for c in contest.contestants if c.name == plan)
-        found[_Key(plan, batch, "contest", "tensors", "")] = _Times(samples)
+        found[_Key(plan, batch, "contest", "tensors", "")] = _Times(samples, openings=contest.openings)
     return found
 
 
@@ -105,7 +106,7 @@ def _time_row(both: Both, key: _Key, by: str, old: _Times, new: _Times, doubt: s
         return replace(row, quantity="throughput", **figures)
     if not old.samples or not new.samples or not min(*(min(t.samples) for t in (old, new))) > 0:
         return replace(row, note=doubt or "no times above 0 on both sides")
-    found = median_ratio(new.samples, old.samples, TIME_CONFIDENCE)
+    found = median_ratio(new.samples, old.samples, TIME_CONFIDENCE, openings=(new.openings, old.openings))
     if found.confidence is None:
         doubt = doubt or f"too few samples for an interval: {len(old.samples)} and {len(new.samples)}"
     return replace(
@@ -125,7 +126,7 @@ def _to_baseline(contest: Contest, plan: str, baseline: str) -> _Times:
     """The plan's times per baseline's, round by round: what slows down the machine slows down both."""
     samples = {c.name: c.samples for c in contest.contestants}
     rounds = zip(samples[plan], samples[baseline], strict=True)
-    return _Times([mine / other for mine, other in rounds if other > 0])
+    return _Times([mine / other for mine, other in rounds if other > 0], openings=contest.openings)
 
 
 def baseline_rows(both: Both) -> Iterator[Row]:

@@ -244,6 +244,40 @@ def student(confidence: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(share * math.pi / 2)
 
 
+def _openings(logs: Sequence[float], openings: int) -> list[float]:
+    """The median of each opening's share of a series; empty where their spread cannot be estimated."""
+    if openings < LEAST_OPENINGS or len(logs) < openings:
+        return []
+    ends = [len(logs) * k // openings for k in range(openings + 1)]
+    return [statistics.median(logs[start:end]) for start, end in itertools.pairwise(ends)]
+
+
+def _over_openings(medians: Sequence[float], confidence: float) -> tuple[float, float]:
+    """A t interval of what the openings' medians, logarithms, scatter around."""
+    middle = statistics.fmean(medians)
+    wide = student(confidence, len(medians) - 1) * statistics.stdev(medians) / math.sqrt(len(medians))
+    return math.exp(middle - wide), math.exp(middle + wide)
+
+
+def typical(samples: Sequence[float], openings: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """An interval of the median over several openings of the same engine; see ``ratio_over_openings``.
+
+    Args:
+        samples: Above 0, opening after opening.
+        openings: How many.
+        confidence: Of the interval.
+
+    Returns:
+        Lower and upper end; the extremes where the samples are too few.
+    """
+    low, high, _ = median_interval(samples, confidence) or (min(samples), max(samples), None)
+    medians = _openings([math.log(value) for value in samples], openings)
+    if medians:
+        ends = _over_openings(medians, confidence)
+        low, high = min(low, ends[0]), max(high, ends[1])
+    return low, high
+
+
 def ratio_over_openings(
     numerator: Sequence[float], denominator: Sequence[float], openings: int, confidence: float = 0.99
 ) -> Ratio:
@@ -265,33 +299,36 @@ def ratio_over_openings(
         ValueError: The series are empty or differ in length.
     """
     found = ratio(numerator, denominator, confidence)
-    if openings < LEAST_OPENINGS or found.pairs < openings:
+    medians = _openings([math.log(a / b) for a, b in zip(numerator, denominator, strict=True)], openings)
+    if not medians:
         return found
-    logs = [math.log(a / b) for a, b in zip(numerator, denominator, strict=True)]
-    ends = [found.pairs * k // openings for k in range(openings + 1)]
-    medians = [statistics.median(logs[start:end]) for start, end in itertools.pairwise(ends)]
-    middle = statistics.fmean(medians)
-    wide = student(confidence, openings - 1) * statistics.stdev(medians) / math.sqrt(openings)
-    low, high = min(found.low, math.exp(middle - wide)), max(found.high, math.exp(middle + wide))
-    return Ratio(found.median, low, high, found.pairs, found.confidence)
+    low, high = _over_openings(medians, confidence)
+    return Ratio(found.median, min(found.low, low), max(found.high, high), found.pairs, found.confidence)
 
 
 def median_ratio(
-    new: Sequence[float], old: Sequence[float], confidence: float = 0.99, seed: int = 0
+    new: Sequence[float],
+    old: Sequence[float],
+    confidence: float = 0.99,
+    seed: int = 0,
+    openings: tuple[int, int] = (1, 1),
 ) -> Ratio:
     """How many times slower the median of one series is than that of another, measured at another time.
 
     The interval is the percentile interval of a moving-block bootstrap of each series (Künsch 1989, "The jackknife
     and the bootstrap for general stationary observations"), in logarithms, widened for the number of blocks. Where
     a series has fewer than 30 samples, it is made of the ends of both medians' order-statistic intervals, each at
-    half the risk (Bonferroni): wider, and for independent samples. Both cover what varies within the series, not
-    what differs from one process or one day to the next; short series that wander are covered less than they say.
+    half the risk (Bonferroni): wider, and for independent samples. Where both series hold several openings of an
+    engine, the interval also covers what differs from opening to opening (Welch 1947, as in
+    ``ratio_over_openings``). None covers what differs from one day to the next; short series that wander are
+    covered less than they say.
 
     Args:
         new: Steady samples of the one, above 0, in the order of measurement.
         old: Of the other.
         confidence: Of the interval.
         seed: Of the resampling.
+        openings: Of the one and of the other; with fewer than ``LEAST_OPENINGS`` they are not looked at.
 
     Returns:
         ``pairs`` is the number of samples of the shorter series. The confidence is ``None`` where that is too short
@@ -318,7 +355,25 @@ def median_ratio(
     ends = np.quantile(logs[0] - logs[1], [(1 - confidence) / 2, (1 + confidence) / 2]) - math.log(value)
     wider = _stretch([float(x.var()) for x in logs], [len(a) / blocks[0], len(b) / blocks[1]], confidence)
     low, high = (value * math.exp(wider * float(end)) for end in ends)
+    parts = [_openings(np.log(x).tolist(), n) for x, n in zip((a, b), openings, strict=True)]
+    if all(parts):
+        beyond = _difference_over_openings(parts[0], parts[1], confidence)
+        low, high = min(low, math.exp(beyond[0])), max(high, math.exp(beyond[1]))
     return Ratio(value, min(low, value), max(high, value), pairs, confidence)
+
+
+def _difference_over_openings(
+    new: Sequence[float], old: Sequence[float], confidence: float
+) -> tuple[float, float]:
+    """Welch's interval of the difference of two means."""
+    spreads = [statistics.variance(m) / len(m) for m in (new, old)]
+    middle = statistics.fmean(new) - statistics.fmean(old)
+    total = sum(spreads)
+    if total <= 0:
+        return middle, middle
+    freedom = total**2 / sum(v**2 / (len(m) - 1) for v, m in zip(spreads, (new, old), strict=True))
+    wide = student(confidence, max(1, int(freedom))) * math.sqrt(total)
+    return middle - wide, middle + wide
 
 
 def _where(below: Callable[[float], bool]) -> float:

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -43,6 +43,16 @@ _LEAST_MS = 0.04
 _OFFLINE_SLACK = 1.2
 #: LoadGen's own slack on top of that (``kSlack`` in its test_settings_internal.cc).
 _LOADGEN_SLACK = 1.1
+#: Queries at least, where nobody says: LoadGen's early stopping estimates p90 from 64 on, bounds p99 of a server from
+#: 459 and estimates p99 from 662 (github.com/mlcommons/inference_policies, "early stopping").
+_LEAST_QUERIES: dict[LoadgenScenario, int] = {
+    "single-stream": 100,
+    "multi-stream": 662,
+    "offline": 100,
+    "server": 459,
+}
+#: Seconds after which no query is issued, at least, where nobody says.
+_LIMIT_S = 120.0
 #: LoadGen's logger is one per process.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -53,9 +63,9 @@ class LoadgenSettings:
 
     Attributes:
         min_duration_s: How long at least.
-        min_queries: Queries at least; offline: images.
+        min_queries: Queries at least; offline: images. ``None``: as many as LoadGen's verdict needs.
         limit_s: No query is issued after that, whether or not ``min_queries`` is reached, and the run is invalid if
-            it is not; four times ``min_duration_s`` if not given. Offline has one query, which it cannot end.
+            it is not; four times ``min_duration_s``, at least two minutes, if not given. Offline has one query, which it cannot end.
         target_qps: Server: queries per second, needed. Offline: images per second that the size of its one query is
             computed from; ``None``: from the warm-up. The others have none.
         target_latency_ms: Server: the bound of the percentile below.
@@ -69,7 +79,7 @@ class LoadgenSettings:
     """
 
     min_duration_s: float = 5.0
-    min_queries: int = 100
+    min_queries: int | None = None
     limit_s: float | None = None
     target_qps: float | None = None
     target_latency_ms: float = 100.0
@@ -201,6 +211,15 @@ def _library() -> Any:
         return importlib.import_module("mlperf_loadgen")  # it ships no types
 
 
+def require_loadgen() -> None:
+    """Check that LoadGen is there.
+
+    Raises:
+        EnvironmentUnusable: It is not installed.
+    """
+    _library()
+
+
 def _sizes(scenario: LoadgenScenario, batch: int, settings: LoadgenSettings) -> list[int]:
     """Batch sizes that the engine will see, the one that estimates are made from last."""
     if scenario == "single-stream":
@@ -233,12 +252,11 @@ def _test_settings(
     """Everything that LoadGen would otherwise take from its defaults or a file."""
     name, percentile = _SCENARIOS[scenario]
     percentile = settings.percentile or percentile
-    limit_s = settings.limit_s or 4 * settings.min_duration_s
     made = library.TestSettings()
     made.scenario = getattr(library.TestScenario, name)
     made.mode = library.TestMode.PerformanceOnly
     made.min_duration_ms = math.ceil(1e3 * settings.min_duration_s)
-    made.max_duration_ms = math.ceil(1e3 * limit_s)
+    made.max_duration_ms = math.ceil(1e3 * (settings.limit_s or _LIMIT_S))
     made.min_query_count = settings.min_queries
     made.qsl_rng_seed = settings.qsl_seed
     made.sample_index_rng_seed = settings.sample_seed
@@ -253,7 +271,7 @@ def _test_settings(
     elif scenario == "offline":
         made.offline_expected_qps = target_qps
         # LoadGen's query has the larger of this and its own estimate: whole batches, of the size that is warm.
-        images = max(settings.min_queries, _LOADGEN_SLACK * settings.min_duration_s * target_qps)
+        images = max(settings.min_queries or 1, _LOADGEN_SLACK * settings.min_duration_s * target_qps)
         made.min_query_count = math.ceil(images / batch) * batch
     else:
         made.server_target_qps = target_qps
@@ -349,6 +367,11 @@ def run_loadgen(
         BaseException: What ``call`` raised, after LoadGen has come to its end. Server's schedule runs out first.
     """
     _check(scenario, settings, samples, batch, streams)
+    settings = replace(
+        settings,
+        min_queries=settings.min_queries or _LEAST_QUERIES[scenario],
+        limit_s=settings.limit_s or max(_LIMIT_S, 4 * settings.min_duration_s),
+    )
     library = _library()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -384,7 +407,6 @@ def run_loadgen(
         batch=per_query,
         settings={
             **asdict(settings),
-            "limit_s": settings.limit_s or 4 * settings.min_duration_s,
             "percentile": settings.percentile or _SCENARIOS[scenario][1],
             "performance_sample_count": settings.performance_sample_count or samples,
             "target_qps": target_qps if queued else None,

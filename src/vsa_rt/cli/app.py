@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit codes: 0 done, 1 a gate failed or an item could not be processed, 2 wrong use, "
+    epilog="Exit codes: 0 done, 1 a gate failed, a report is red or an item could not be processed, 2 wrong use, "
     "3 the bundle or the environment cannot be used.",
 )
 

@@ -54,9 +54,17 @@ def _split_against(entries: list[str] | None) -> tuple[list[str] | None, list[Pa
     """Baselines by name, and bundles by path; ``none`` alone is no baseline at all."""
     if entries is None:
         return None, []
+    from vsa_rt.bench.baselines import BASELINES
+
     words = words_of(entries)
-    bundles = [Path(word) for word in words if Path(word).is_dir()]
-    names = [word for word in words if not Path(word).is_dir() and word != "none"]
+    known = {*BASELINES, "none"}
+    bundles = [Path(word) for word in words if word not in known]
+    for path in bundles:
+        if not path.is_dir():
+            raise UsageError(
+                f"--against {path}: neither a baseline nor a bundle's folder; baselines: {', '.join(BASELINES)}"
+            )
+    names = [word for word in words if word in BASELINES]
     return (None if not names and "none" not in words else names), bundles
 
 
@@ -129,16 +137,17 @@ def bench(
     ] = FeedKind.TENSORS,
     qps: Annotated[
         float | None,
-        typer.Option(
-            min=0.001, rich_help_panel=LOAD, help="server: queries per second; offline: images expected."
-        ),
+        typer.Option(min=0.001, rich_help_panel=LOAD, help="server: queries per second that arrive."),
     ] = None,
     target_latency: Annotated[
         float, typer.Option(min=0.001, rich_help_panel=LOAD, help="server: milliseconds that p99 must hold.")
     ] = 100.0,
     queries: Annotated[
-        int, typer.Option(min=1, rich_help_panel=LOAD, help="LoadGen: queries at least.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=LOAD, help="LoadGen: queries at least; default: what its verdict needs."
+        ),
+    ] = None,
     samples_per_query: Annotated[
         int, typer.Option(min=1, rich_help_panel=LOAD, help="multi-stream: images per query.")
     ] = 8,
@@ -158,7 +167,9 @@ def bench(
     from vsa_rt.pipeline.bench import sweep as measure_sweep
     from vsa_rt.pipeline.scenarios import ScenarioOptions
 
-    names, bundles = _split_against(against)
+    names, rivals = _split_against(against)
+    if out is not None:
+        render.require_pages()
     scenarios = _checked_scenarios(scenario)
     if fps is not None and "camera" not in scenarios:
         scenarios.append("camera")
@@ -169,13 +180,14 @@ def bench(
         target_latency_ms=target_latency,
         samples_per_query=samples_per_query,
     )
+    weighed = [f"{name}={path.name}" for name, path in weights_of(weights).items()]
     given = {
-        "against": words_of(against), "data": data, "batch": words_of(batch), "target": words_of(target),
+        "against": [*(names or ()), *rivals] or words_of(against), "weights": weighed, "data": data, "batch": words_of(batch), "target": words_of(target),
         "precision": precision, "threads": threads, "seconds": seconds, "sweep": words_of(sweep),
         "scenario": scenarios if scenario or fps else None, "fps": fps, "qps": qps,
         "feed": None if feed is FeedKind.TENSORS else feed,
         "target-latency": None if target_latency == 100 else target_latency,
-        "queries": None if queries == 100 else queries,
+        "queries": queries,
         "samples-per-query": None if samples_per_query == 8 else samples_per_query,
     }  # fmt: skip
     with shown_progress() as progress:
@@ -198,7 +210,7 @@ def bench(
             command=_command(bundle, given),
             progress=progress,
         )
-        opened = [Bundle.open(path) for path in (*bundle, *bundles)]
+        opened = [Bundle.open(path) for path in (*bundle, *rivals)]
         if sweep:
             if out is None:
                 raise UsageError(

@@ -19,13 +19,15 @@ from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.doctor import usable_cores
 from vsa_rt.errors import UsageError
+from vsa_rt.pipeline.contests import check_joint
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.images import data_key
 from vsa_rt.pipeline.inputs import Inputs, read_inputs
 from vsa_rt.pipeline.kept import Kept
 from vsa_rt.pipeline.measurement import Measurement, MeasureOptions
 from vsa_rt.pipeline.plans import Subject, open_subject, unique_names
-from vsa_rt.pipeline.scenarios import ScenarioOptions
+from vsa_rt.pipeline.reference import check_weights
+from vsa_rt.pipeline.scenarios import ScenarioOptions, check_feeds, check_scenarios
 from vsa_rt.version import __version__
 
 Axis = Literal["target", "precision", "batch"]
@@ -105,6 +107,21 @@ def _opened(bundles: Sequence[Bundle], options: BenchOptions, threads: int) -> I
         ]
 
 
+def _checked_inputs(subjects: Sequence[Subject], options: BenchOptions) -> Inputs:
+    """The photographs, and everything refused that would fail only after minutes of measuring."""
+    foreign = sorted(options.weights.keys() - {name for s in subjects for name in s.weights})
+    if foreign:
+        known = sorted({name for s in subjects for name in s.bundle.manifest.checkpoints})
+        raise UsageError(
+            f"--weights {foreign[0]}=…: no bundle has it; there are {', '.join(known) or 'none'}"
+        )
+    for subject in subjects:
+        check_weights(subject.bundle, subject.weights)
+    inputs = read_inputs(subjects, options.data)
+    check_joint(subjects, inputs.workloads)
+    return inputs
+
+
 @dataclass(frozen=True)
 class _Frame:
     """What a report says around its measurements."""
@@ -174,13 +191,16 @@ def bench(bundles: Sequence[Bundle], options: BenchOptions) -> Report:
         raise UsageError("no bundle to measure; name at least one")
     against = AGAINST if options.against is None else tuple(options.against)
     require_known(against)
+    check_scenarios(options.load)
     batches = _batch_sizes(bundles, options.batches)
     threads = options.threads or usable_cores()
     frame = _Frame.begin(options.command)
     with _opened(bundles, options, threads) as subjects:
+        inputs = _checked_inputs(subjects, options)
+        check_feeds(options.load, inputs.workloads.values())
         found = Measurement(
             subjects,
-            read_inputs(subjects, options.data),
+            inputs,
             batches,
             MeasureOptions(threads, options.load, against, options.progress),
         )
@@ -213,6 +233,7 @@ def _kept(
         "seconds": options.load.seconds,
         "photographs": data_key(inputs.photographs),
         "inputs": [w.sha256 for w in inputs.workloads.values()],
+        "weights": {name: str(path) for s in found for name, path in s.weights.items()},
         "machine": [machine.processor, machine.cores, machine.libraries, machine.variables],
     }
     return Kept(folder, key)
@@ -247,7 +268,7 @@ def sweep(bundles: Sequence[Bundle], axes: Sequence[str], folder: Path, options:
     frame = _Frame.begin(options.command)
     with _opened(bundles, options, threads) as opened:
         subjects = [_along(subject, known) for subject in opened]
-        inputs = read_inputs(subjects, options.data)
+        inputs = _checked_inputs(subjects, options)
         measure = MeasureOptions(threads, options.load, (), options.progress)
         kept = _kept(folder, subjects, inputs, measure, frame)
         found = Measurement(subjects, inputs, batches, measure, kept)

@@ -24,13 +24,11 @@ _OPENINGS = 6
 _OF = "\0"
 
 
-def _joint(
-    subjects: Sequence[Subject], workloads: Mapping[str, Workload], batch: int
-) -> list[dict[str, NDArray[Any]]]:
-    """Batches for several bundles at once: the same photographs, prepared for each as it takes them.
+def check_joint(subjects: Sequence[Subject], workloads: Mapping[str, Workload]) -> None:
+    """Refuse bundles that cannot be fed the same photographs.
 
     Raises:
-        UsageError: They do not hold the same photographs.
+        UsageError: They do not hold the same ones.
     """
     first = workloads[subjects[0].name]
     for subject in subjects[1:]:
@@ -40,6 +38,12 @@ def _joint(
                 f"{subject.name} cannot be held against {subjects[0].name}: they do not take the same inputs "
                 f"({other.description}; {first.description}); name photographs that both take with --data"
             )
+
+
+def _joint(
+    subjects: Sequence[Subject], workloads: Mapping[str, Workload], batch: int
+) -> list[dict[str, NDArray[Any]]]:
+    """Batches for several bundles at once: the same photographs, prepared for each as it takes them."""
     own = [(subject.name, workloads[subject.name].tensors(batch)) for subject in subjects]
     return [
         {f"{owner}{_OF}{name}": array for owner, batches in own for name, array in batches[turn].items()}
@@ -89,7 +93,7 @@ def run_contest(
         progress: Told of every step.
 
     Raises:
-        UsageError: An unknown baseline, or bundles that do not take the same inputs.
+        UsageError: An unknown baseline.
     """
     joint = len(subjects) > 1
     own = workloads[subjects[0].name].tensors(batch)

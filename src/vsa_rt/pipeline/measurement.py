@@ -18,7 +18,7 @@ from vsa_rt.bench.records.timing import ColdStart, Plan, Run, Split
 from vsa_rt.bench.records.trust import ParityCheck
 from vsa_rt.bench.stages import split
 from vsa_rt.contracts import Target
-from vsa_rt.errors import EnvironmentUnusable
+from vsa_rt.errors import EnvironmentUnusable, VsaError
 from vsa_rt.pipeline.contests import run_contest
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.inputs import Inputs
@@ -204,10 +204,14 @@ class Measurement:
     def parities(self) -> None:
         """Every engine and the graph itself against the reference."""
         for subject in self.subjects:
-            self._say(f"parity of {subject.name}")
-            self.parity.append(
-                self._part(f"parity of {subject.name}", ParityCheck, partial(self._parity, subject))
-            )
+            part = f"parity of {subject.name}"
+            self._say(part)
+            try:
+                self.parity.append(self._part(part, ParityCheck, partial(self._parity, subject)))
+            except (
+                VsaError
+            ) as error:  # what was measured before is not lost; the verdict says what is missing
+                self.skipped[part] = str(error)
 
     def _parity(self, subject: Subject) -> ParityCheck:
         photographs, rejected, data = self.inputs.photographs, self.inputs.rejected, self.inputs.data

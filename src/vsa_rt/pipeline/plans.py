@@ -148,7 +148,7 @@ def open_subject(
         targets: Only these; all by default.
         precision: Only this one.
         threads: For each engine.
-        weights: Where checkpoints moved.
+        weights: Where checkpoints moved; those that the bundle does not have are another one's.
         alone: Whether it is the only bundle, so that plans need not say whose they are.
 
     Raises:
@@ -191,4 +191,5 @@ def open_subject(
     if not plans:
         reasons = "; ".join(f"{folder}: {reason}" for folder, reason in refused.items())
         raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")
-    return Subject(bundle, name, plans, refused, weights or {})
+    own = {n: path for n, path in (weights or {}).items() if n in bundle.manifest.checkpoints}
+    return Subject(bundle, name, plans, refused, own)

@@ -56,6 +56,28 @@ def _checkpoints(bundle: Bundle, folder: Path, weights: dict[str, Path]) -> dict
     return found
 
 
+def check_weights(bundle: Bundle, weights: dict[str, Path]) -> None:
+    """Check, without torch, that files named by hand are those that a bundle was built from.
+
+    Raises:
+        CheckpointError: One is absent, or another one.
+    """
+    records = bundle.manifest.checkpoints
+    for name, path in weights.items():
+        if not path.is_file():
+            raise CheckpointAbsent(f"--weights {name}={path}: there is no such file")
+        found = hash_file(path).sha256
+        if records[name].random_seed is None and found != records[name].sha256:
+            raise CheckpointError(_other_file(name, str(path), found, records[name].sha256))
+
+
+def _other_file(name: str, where: str, found: str, wanted: str) -> str:
+    return (
+        f"checkpoint of {name!r}: {where} has SHA-256 {found[:12]}…, the bundle was built "
+        f"from {wanted[:12]}…; name that file with --weights {name}=PATH"
+    )
+
+
 def load_torch(bundle: Bundle, weights: dict[str, Path]) -> LoadedEnsemble:
     """Rebuild the torch model that the bundle was made from.
 
@@ -83,10 +105,7 @@ def load_torch(bundle: Bundle, weights: dict[str, Path]) -> LoadedEnsemble:
                 raise CheckpointAbsent(
                     f"the random weights of {name!r} come out differently on this machine than where they were made"
                 )
-            raise CheckpointError(
-                f"checkpoint of {name!r}: {record.found} has SHA-256 {record.sha256[:12]}…, the bundle was built "
-                f"from {records[name].sha256[:12]}…; name that file with --weights {name}=PATH"
-            )
+            raise CheckpointError(_other_file(name, record.found, record.sha256, records[name].sha256))
     return ensemble
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from vsa_rt.bench.loadgen import LoadgenScenario, LoadgenSettings, run_loadgen
+from vsa_rt.bench.loadgen import LoadgenScenario, LoadgenSettings, require_loadgen, run_loadgen
 from vsa_rt.bench.records.timing import Run, Scenario
 from vsa_rt.bench.scenario import Subject as Load
 from vsa_rt.bench.scenario import camera, quick
@@ -94,21 +94,19 @@ def _load(plan: OpenedPlan, workload: Workload, batch: int, scenario: Scenario, 
 def _loadgen(
     plan: OpenedPlan, workload: Workload, batch: int, scenario: LoadgenScenario, options: ScenarioOptions
 ) -> Run:
-    if options.folder is None:
-        raise UsageError(
-            f"--scenario {scenario}: LoadGen's settings and logs are kept; name a folder with -o"
-        )
+    folder = options.folder or Path()
     slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in plan.plan.name)
-    folder = options.folder / "loadgen" / f"{slug}-batch{batch}-{scenario}"
+    # Server alone has a rate that somebody asked for; offline's is what the engine makes of it.
+    settings = options.loadgen if scenario == "server" else replace(options.loadgen, target_qps=None)
     return run_loadgen(
         scenario,
         _by_number(plan, workload, options.feed),
         plan.plan.name,
         options.feed,
         len(workload.names),
-        options.loadgen,
-        folder,
-        relative_to=options.folder,
+        settings,
+        folder / "loadgen" / f"{slug}-batch{batch}-{scenario}",
+        relative_to=folder,
         batch=batch,
     )
 
@@ -126,7 +124,7 @@ def run_scenario(
         options: How.
 
     Raises:
-        UsageError: The scenario needs photographs or a folder, and there are none.
+        UsageError: The scenario needs photographs, and there are none.
         ItemError: An image cannot be processed.
         EnvironmentUnusable: LoadGen is not installed.
     """
@@ -141,5 +139,41 @@ def run_scenario(
 
 
 def batches_of(scenario: Scenario, batches: Sequence[int]) -> list[int]:
-    """The batch sizes that a scenario is run with: a camera and a single stream give one image at a time."""
-    return [1] if scenario in ("camera", "single-stream") else list(batches)
+    """The batch sizes that a scenario is run with.
+
+    A camera and a single stream give one image at a time; server and multi-stream take as many together as wait, up
+    to the largest.
+    """
+    if scenario in ("camera", "single-stream"):
+        return [1]
+    return [max(batches)] if scenario in ("server", "multi-stream") else list(batches)
+
+
+def check_scenarios(options: ScenarioOptions) -> None:
+    """Refuse what could not be measured, before anything is.
+
+    Raises:
+        UsageError: A scenario lacks a folder for its logs or the rate of its queries.
+        EnvironmentUnusable: LoadGen is not installed.
+    """
+    loadgen = [s for s in options.scenarios if s in LOADGEN]
+    if loadgen and options.folder is None:
+        raise UsageError(
+            f"--scenario {loadgen[0]}: LoadGen's settings and logs are kept; name a folder with -o"
+        )
+    if "server" in loadgen and options.loadgen.target_qps is None:
+        raise UsageError("--scenario server: name the queries per second that shall arrive with --qps")
+    if loadgen:
+        require_loadgen()
+
+
+def check_feeds(options: ScenarioOptions, workloads: Iterable[Workload]) -> None:
+    """Refuse scenarios on images where there are none.
+
+    Raises:
+        UsageError: A bundle is fed golden tensors alone.
+    """
+    wanted = [s for s in options.scenarios if s == "camera" or options.feed == "images"]
+    for workload in workloads:
+        for scenario in wanted:
+            _images(workload, scenario)

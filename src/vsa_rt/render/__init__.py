@@ -4,7 +4,7 @@ from vsa_rt.render.bench import bench_report
 from vsa_rt.render.bundles import check, manifest
 from vsa_rt.render.comparison import baselines, comparison
 from vsa_rt.render.machine import diagnosis
-from vsa_rt.render.pages import write_report
+from vsa_rt.render.pages import require_pages, write_report
 from vsa_rt.render.recipes import fit, recipe, recipe_list
 from vsa_rt.render.results import results
 
@@ -18,6 +18,7 @@ __all__ = [
     "manifest",
     "recipe",
     "recipe_list",
+    "require_pages",
     "results",
     "write_report",
 ]

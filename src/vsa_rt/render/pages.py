@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Callable
+from importlib import util
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,18 @@ def _write(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def require_pages() -> None:
+    """Check, before minutes of measuring, that pages can be made here.
+
+    Raises:
+        EnvironmentUnusable: jinja2 or matplotlib is not installed.
+    """
+    with needs("bench"):
+        for name in ("jinja2", "matplotlib"):
+            if util.find_spec(name) is None:
+                raise ModuleNotFoundError(name, name=name)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
