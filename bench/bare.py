@@ -245,6 +245,13 @@ def tool_gap(
     )
 
 
+def _pairs_for(runtime: Runtime, inputs: Tensors, budget: float) -> int:
+    """Pairs that fit into a time; each calls both sides twice (``clock.measure``)."""
+    runtime.infer(inputs)
+    seconds = 4 * clock.single(partial(runtime.infer, inputs))
+    return max(15, min(100, int(budget / seconds)))
+
+
 def bare_gaps(
     plan: str,
     runtime: Runtime,
@@ -252,8 +259,8 @@ def bare_gaps(
     inputs: Tensors,
     threads: int,
     *,
-    rounds: int = 100,
-    seconds: int = 2,
+    budget: float = 10.0,
+    seconds: int = 1,
 ) -> tuple[list[Gap], dict[str, str]]:
     """Every gap that can be measured here.
 
@@ -263,7 +270,7 @@ def bare_gaps(
         root: The bundle's folder.
         inputs: One batch of ready tensors.
         threads: Cores of the plan.
-        rounds: Pairs against the bare request.
+        budget: Seconds for the pairs against the bare request, roughly: 15 to 100 of them.
         seconds: Of each round against the program.
 
     Returns:
@@ -273,7 +280,7 @@ def bare_gaps(
     absent: dict[str, str] = {}
     backend = Target.parse(runtime.choice.engine.target).backend
     measured: dict[str, Callable[[], Gap]] = {
-        BARE: lambda: request_gap(plan, runtime, inputs, rounds),
+        BARE: lambda: request_gap(plan, runtime, inputs, _pairs_for(runtime, inputs, budget)),
         TOOLS.get(backend, f"{backend}'s own program"): lambda: tool_gap(
             plan, runtime, root, inputs, threads, seconds
         ),

@@ -120,10 +120,11 @@ def _eager_separate(name: str, sources: Sources, example: Tensors) -> Candidate:
 
 
 def _channels_last(name: str, sources: Sources, example: Tensors) -> Candidate:
+    shared = _prepared(sources)
     import torch
 
     # torch's own types lack this keyword for modules.
-    convert: Any = copy.deepcopy(_prepared(sources)).to
+    convert: Any = copy.deepcopy(shared).to
     module = convert(memory_format=torch.channels_last)
     call = partial(_torch_taps, module, module, nullcontext)
     return Candidate(name, "baseline", "fp32", BASELINES[name].sentence, call)

@@ -8,18 +8,27 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from vsa_rt.bench.parity import TOLERANCES, Comparison
+from vsa_rt.bench.parity import TOLERANCES, Comparison, Tolerance
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import GateError, VsaError
 
 Tensors = Mapping[str, NDArray[Any]]
 Infer = Callable[[Tensors], Tensors]
 
-_BF16 = TOLERANCES[Precision.BF16]
-#: Both sides may compute in bf16: two independent roundings, each within the tolerance of one against fp32.
-AGREEMENT = replace(
-    _BF16, relative=2**0.5 * _BF16.relative, gain=2**0.5 * _BF16.gain, scores=2**0.5 * _BF16.scores
-)
+
+def agreement(one: str, other: str) -> Tolerance:
+    """How far two candidates may be apart: two independent roundings, each within the tolerance of its precision.
+
+    Args:
+        one: Its precision, in words.
+        other: Likewise.
+    """
+    exact = all(words.startswith("fp32") for words in (one, other))
+    allowed = TOLERANCES[Precision.FP32 if exact else Precision.BF16]
+    twice = 2**0.5
+    return replace(
+        allowed, relative=twice * allowed.relative, gain=twice * allowed.gain, scores=twice * allowed.scores
+    )
 
 
 def _nothing() -> None:
@@ -53,8 +62,8 @@ class Candidate:
 def check_agreement(first: Candidate, other: Candidate, inputs: Tensors) -> None:
     """Refuse a candidate that computes something else: its time would say nothing.
 
-    Every tap that both give is compared, the scores or joined features among them, within the tolerance of two
-    bf16 computations. Labels are not: those of a random head decide nothing.
+    Every tap that both give is compared, the scores or joined features among them, within the tolerance of their
+    precisions. Labels are not: those of a random head decide nothing.
 
     Args:
         first: What it is held against.
@@ -73,7 +82,7 @@ def check_agreement(first: Candidate, other: Candidate, inputs: Tensors) -> None
             f"compared with {first.name}"
         )
     count = len(next(iter(inputs.values())))
-    comparison = Comparison(other.name, first.name, AGREEMENT)
+    comparison = Comparison(other.name, first.name, agreement(first.precision, other.precision))
     try:
         comparison.add_taps(
             [f"row {row}" for row in range(count)],
@@ -81,7 +90,7 @@ def check_agreement(first: Candidate, other: Candidate, inputs: Tensors) -> None
             {n: given[n] for n in common},
         )
     except VsaError as error:
-        raise GateError(f"computes something else than {first.name}: {error}") from error
+        raise GateError(f"does not compute the same as {first.name}: {error}") from error
     found = comparison.result()
     if not found.passed:
-        raise GateError(f"computes something else than {first.name}: {'; '.join(found.reasons)}")
+        raise GateError(f"does not compute the same as {first.name}: {'; '.join(found.reasons)}")

@@ -11,6 +11,8 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,7 @@ def cold_start(
 
     if repeats < 1:
         raise UsageError(f"cold start of {plan}: {repeats} processes; expected at least 1")
-    command = [sys.executable, "-c", _PROGRAM, str(bundle_root), "--threads", str(threads)]
+    command = [sys.executable, "-c", _PROGRAM, str(bundle_root.resolve()), "--threads", str(threads)]
     command += ["--target", target] if target else []
     command += ["--precision", precision] if precision else []
     found = [_process(command, plan) for _ in range(repeats)]
@@ -75,6 +77,20 @@ def cold_start(
     )
 
 
+def _finish(process: subprocess.Popen[bytes], plan: str) -> tuple[bytes, bytes]:
+    """The rest of what a process says."""
+    from vsa_rt.errors import EnvironmentUnusable
+
+    with process:
+        try:
+            return process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise EnvironmentUnusable(
+                f"cold start of {plan}: no answer within {_PATIENCE} s; see whether vsa-rt run answers with this bundle"
+            ) from error
+
+
 def _process(command: list[str], plan: str) -> dict[str, float]:
     """One fresh process."""
     from vsa_rt.bench import clock
@@ -84,19 +100,19 @@ def _process(command: list[str], plan: str) -> dict[str, float]:
 
     def start() -> None:
         # Unbuffered: a buffer would swallow what communicate() is to read.
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+        # A folder of its own: Python would import modules of the folder that the user happens to be in.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, cwd=folder
+        )
+        silent = threading.Timer(_PATIENCE, process.kill)
+        silent.start()
         started.append((process, process.stdout.readline() if process.stdout else b""))
+        silent.cancel()
 
-    seconds = clock.single(start)
-    process, said = started[0]
-    with process:
-        try:
-            out, err = process.communicate(timeout=_PATIENCE)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            raise EnvironmentUnusable(
-                f"cold start of {plan}: no answer within {_PATIENCE} s; see whether vsa-rt run answers with this bundle"
-            ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = clock.single(start)
+        process, said = started[0]
+        out, err = _finish(process, plan)
     lines = err.decode(errors="replace").strip().splitlines()
     if process.returncode or said.strip() != _READY:
         last = lines[-1] if lines else "no message"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from vsa_rt.bench.compare_decisions import decision_rows
 from vsa_rt.bench.compare_match import Both, match
-from vsa_rt.bench.compare_times import baseline_rows, clock_rows, timed_plans
+from vsa_rt.bench.compare_times import baseline_rows, clock_rows, machine_notes, timed_plans
 from vsa_rt.bench.records.comparison import Comparison, Limits, Row
 from vsa_rt.bench.report import Report
 from vsa_rt.errors import UsageError
@@ -60,10 +60,12 @@ def _absent(both: Both, rows: list[Row]) -> Iterator[str]:
 def compare(old: Report, new: Report, limits: Limits | None = None) -> Comparison:
     """Hold a report against an earlier one. Intervals decide, not single figures.
 
-    Times are medians of steady samples with the interval of ``intervals.median_ratio``. Where both reports hold a
-    plan against the same baseline, its times per baseline's decide, because they leave out what changed the machine;
-    on another machine wall clocks decide nothing. Flips count against their Clopper-Pearson bounds, metrics by the
-    interval of their difference from the reference's.
+    Times are medians of steady samples with the interval of ``intervals.median_ratio``. On another machine none
+    decides. On the same one a plan's times per baseline's decide where both reports have the same baseline and its
+    own library is of the same version: they leave out what slowed down the machine. Where such a row is
+    inconclusive, or there is none, the wall clock decides; where it says ``within`` and the wall clock says
+    ``regression``, nothing fails, and the first notes say so. Flips count against their Clopper-Pearson bounds,
+    metrics by the interval of their difference from the reference's.
 
     Args:
         old: The earlier report.
@@ -86,7 +88,7 @@ def compare(old: Report, new: Report, limits: Limits | None = None) -> Compariso
     if old.verdict.level == "red":
         both.notes.append(f"the old report is red: {_red(old)}")
     rows = list(baseline_rows(both))
-    covered = {(r.plan, r.batch) for r in rows if r.batch is not None and r.confidence is not None}
+    covered = {(r.plan, r.batch) for r in rows if r.batch is not None and r.verdict != "inconclusive"}
     rows += clock_rows(both, covered)
     rows += decision_rows(both)
     reasons = [_row_words(r) for r in rows if r.gates and r.verdict == "regression"]
@@ -101,5 +103,5 @@ def compare(old: Report, new: Report, limits: Limits | None = None) -> Compariso
         reasons=reasons,
         inconclusive=sum(r.gates and r.verdict == "inconclusive" for r in rows),
         rows=rows,
-        notes=both.notes,
+        notes=[*machine_notes(rows), *both.notes],
     )

@@ -111,7 +111,7 @@ def _versions(old: dict[str, str], new: dict[str, str], what: str) -> Iterator[s
 def _notes(both: Both) -> Iterator[str]:
     old, new = both.old, both.new
     if both.machine:
-        yield f"different machines, wall clocks decide nothing: {both.machine}"
+        yield f"different machines, no time decides anything: {both.machine}"
     yield from _changes(old.environment, new.environment, ("system", "python", "governor", "pinned"))
     yield from _versions(old.environment.libraries, new.environment.libraries, "library")
     yield from _versions(old.environment.variables, new.environment.variables, "variable")

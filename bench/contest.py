@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from vsa_rt.bench import clock
 from vsa_rt.bench.candidate import Candidate, Tensors, check_agreement
 from vsa_rt.bench.intervals import ratio_over_openings
@@ -75,6 +77,8 @@ def contest(
             fit.append(baseline)
         except GateError as error:
             missing[baseline.name] = str(error)
+        except Exception as error:  # noqa: BLE001 - of libraries without a base class; a baseline never takes the run
+            missing[baseline.name] = f"cannot run: {type(error).__name__}: {error}"
     candidates = {c.name: c for c in (*plans, *fit)}
     rounds = rounds or rounds_for(seconds, _warm_up(candidates, inputs[0]))
     batch = _images(inputs[0])
@@ -91,10 +95,10 @@ def contest(
             Contestant(name=c.name, kind=c.kind, precision=c.precision, note=c.note, samples=samples[c.name])
             for c in candidates.values()
         ],
-        pairings=_pairings([p.name for p in plans], [b.name for b in fit], samples, openings, confidence),
+        pairings=_pairings(plans, fit, samples, openings, confidence),
         absent=missing,
-        # Each timed call follows one that is not timed.
-        resources=watched.result(images=2 * rounds * len(candidates) * batch),
+        # Energy per image would be that of all candidates and of their openings together: nobody's.
+        resources=msgspec.structs.replace(watched.result(images=1), joules_per_image=None),
     )
 
 
@@ -159,8 +163,8 @@ def _renew(candidates: Iterable[Candidate], inputs: Tensors) -> None:
 
 
 def _pairings(
-    plans: Sequence[str],
-    baselines: Sequence[str],
+    plans: Sequence[Candidate],
+    baselines: Sequence[Candidate],
     samples: Mapping[str, Sequence[float]],
     openings: int,
     confidence: float,
@@ -172,12 +176,17 @@ def _pairings(
 
 
 def _pairing(
-    slower: str, faster: str, samples: Mapping[str, Sequence[float]], openings: int, confidence: float
+    slower: Candidate,
+    faster: Candidate,
+    samples: Mapping[str, Sequence[float]],
+    openings: int,
+    confidence: float,
 ) -> Pairing:
-    found = ratio_over_openings(samples[slower], samples[faster], openings, confidence)
+    once = slower.renew is None
+    found = ratio_over_openings(samples[slower.name], samples[faster.name], openings, confidence, once)
     return Pairing(
-        slower=slower,
-        faster=faster,
+        slower=slower.name,
+        faster=faster.name,
         ratio=found.median,
         low=found.low,
         high=found.high,

@@ -31,10 +31,10 @@ def pairings(report: Report) -> Iterator[tuple[Contest, Pairing, str]]:
 
 
 def first_run(report: Report) -> Run | None:
-    """The run that the headline is about: the first plan's first quick one, else its first with latencies."""
+    """The run that the headline is about: the first plan's first quick one, else its first valid one with latencies."""
     if not report.plans:
         return None
-    mine = [r for r in report.runs if r.plan == report.plans[0].name and r.latency is not None]
+    mine = [r for r in report.runs if r.plan == report.plans[0].name and r.latency is not None and r.valid]
     return next((r for r in mine if r.scenario == "quick"), mine[0] if mine else None)
 
 
@@ -53,7 +53,13 @@ def _latency_words(run: Run, plan: Plan) -> str:
         else f"{100 * p50.confidence:g} % bound {_figure(p50.upper / run.batch)}"
     )
     scenario = "" if run.scenario == "quick" else f"{run.scenario}, "
-    feed = "" if run.feed == "tensors" else "from image to label, "
+    feed = (
+        ""
+        if run.feed == "tensors"
+        else "from frame to label, "
+        if run.scenario == "camera"
+        else "from image to label, "
+    )
     return (
         f"{_figure(p50.value / run.batch)} ms per image at p50 ({bound}), {scenario}{feed}batch {run.batch}, "
         f"{plan.target} {plan.precision}, {_threads(plan.threads)}"
@@ -63,7 +69,7 @@ def _latency_words(run: Run, plan: Plan) -> str:
 def _throughput_words(report: Report, plan: Plan) -> str:
     """For a report without latencies, such as one of the offline scenario alone."""
     for run in report.runs:
-        if run.plan == plan.name and run.throughput is not None:
+        if run.plan == plan.name and run.throughput is not None and run.valid:
             return (
                 f"{_figure(run.throughput)} images per second, {run.scenario}, batch {run.batch}, {plan.target} "
                 f"{plan.precision}, {_threads(plan.threads)}"
@@ -80,14 +86,20 @@ def ratio_text(pairing: Pairing) -> str:
     return f"{_figure(pairing.ratio)} [{_figure(pairing.low)}, {_figure(pairing.high)}]"
 
 
+def _of_several(contest: Contest) -> str:
+    """Which of the baselines is quoted, where there are several."""
+    count = sum(c.kind == "baseline" for c in contest.contestants)
+    return f", the fastest of {count} baselines" if count > 1 else ""
+
+
 def _comparison_words(contest: Contest, pairing: Pairing, other: Contestant) -> str:
     name = _BASELINES.get(other.name, other.name)
     if other.precision not in name.split():  # a plan's name may have it already
         name += f" {other.precision}"
     if not pairing.different:
-        return f"not told apart from {name}: {ratio_text(pairing)}"
+        return f"not told apart from {name}{_of_several(contest)}: {ratio_text(pairing)}"
     interval = f"[{_figure(pairing.low)}, {_figure(pairing.high)}]"
-    return f"{_figure(pairing.ratio)} times {interval} as fast as {name}"
+    return f"{_figure(pairing.ratio)} times {interval} as fast as {name}{_of_several(contest)}"
 
 
 def headline(report: Report) -> str | None:
@@ -103,12 +115,29 @@ def headline(report: Report) -> str | None:
     if plan is None:
         return None
     words = [_latency_words(run, plan) if run is not None else _throughput_words(report, plan)]
-    found: list[tuple[bool, str]] = []
+    if (quoted := quoted_pairing(report)) is not None:
+        contest, pairing = quoted
+        other = next(c for c in contest.contestants if c.name == pairing.slower)
+        of = "" if run is not None else f"{plan.target} {plan.precision}, batch {contest.batch}: "
+        words.append(of + _comparison_words(contest, pairing, other))
+    return "; ".join(w for w in words if w) or None
+
+
+def quoted_pairing(report: Report) -> tuple[Contest, Pairing] | None:
+    """The pairing that the headline quotes: the first plan against the fastest of its baselines.
+
+    A ratio to a slow baseline would flatter. Contests time ready tensors, so that a run from images has none.
+    """
+    plan, run = (report.plans[0] if report.plans else None), first_run(report)
+    if plan is None or (run is not None and run.feed != "tensors"):
+        return None
+    found: list[tuple[bool, float, Contest, Pairing]] = []
     for contest, pairing, _ in pairings(report):
         other = next((c for c in contest.contestants if c.name == pairing.slower), None)
         fits = pairing.faster == plan.name and (run is None or contest.batch == run.batch)
         if fits and other is not None and pairing.confidence is not None:
-            of = "" if run is not None else f"{plan.target} {plan.precision}, batch {contest.batch}: "
-            found.append((other.kind == "baseline", of + _comparison_words(contest, pairing, other)))
-    words += [text for _, text in sorted(found, key=lambda f: not f[0])[:1]]
-    return "; ".join(w for w in words if w) or None
+            found.append((other.kind != "baseline", pairing.ratio, contest, pairing))
+    if not found:
+        return None
+    _, _, contest, pairing = min(found, key=lambda f: f[:2])
+    return contest, pairing

@@ -252,10 +252,14 @@ def _openings(logs: Sequence[float], openings: int) -> list[float]:
     return [statistics.median(logs[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def _over_openings(medians: Sequence[float], confidence: float) -> tuple[float, float]:
-    """A t interval of what the openings' medians, logarithms, scatter around."""
-    middle = statistics.fmean(medians)
-    wide = student(confidence, len(medians) - 1) * statistics.stdev(medians) / math.sqrt(len(medians))
+def _over_openings(medians: Sequence[float], confidence: float, single: bool = False) -> tuple[float, float]:
+    """A t interval of what the openings' medians, logarithms, scatter around.
+
+    ``single``: of something else that was opened once and scatters as much: its one opening adds a whole variance.
+    """
+    middle, count = statistics.fmean(medians), len(medians)
+    spread = statistics.stdev(medians) * math.sqrt(1 / count + single)
+    wide = student(confidence, count - 1) * spread
     return math.exp(middle - wide), math.exp(middle + wide)
 
 
@@ -279,7 +283,11 @@ def typical(samples: Sequence[float], openings: int, confidence: float = CONFIDE
 
 
 def ratio_over_openings(
-    numerator: Sequence[float], denominator: Sequence[float], openings: int, confidence: float = 0.99
+    numerator: Sequence[float],
+    denominator: Sequence[float],
+    openings: int,
+    confidence: float = 0.99,
+    once: bool = False,
 ) -> Ratio:
     """How many times slower one candidate is than another, over several openings of the same engines.
 
@@ -294,6 +302,8 @@ def ratio_over_openings(
         openings: How many; with fewer than ``LEAST_OPENINGS`` nothing can be said about them, and the interval is
             that of the pairs alone.
         confidence: Of both intervals.
+        once: Whether the one was opened only once, as baselines are: its opening is then taken to be as far from
+            its own mean as those of the other are from theirs.
 
     Raises:
         ValueError: The series are empty or differ in length.
@@ -302,7 +312,7 @@ def ratio_over_openings(
     medians = _openings([math.log(a / b) for a, b in zip(numerator, denominator, strict=True)], openings)
     if not medians:
         return found
-    low, high = _over_openings(medians, confidence)
+    low, high = _over_openings(medians, confidence, once)
     return Ratio(found.median, min(found.low, low), max(found.high, high), found.pairs, found.confidence)
 
 

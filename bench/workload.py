@@ -16,6 +16,7 @@ from PIL import Image
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Item, Resample
+from vsa_rt.documents import path_text
 from vsa_rt.errors import BundleError, DatasetError, ItemError, UsageError, needs
 from vsa_rt.golden import read_golden
 from vsa_rt.manifest import InputRecord, Manifest
@@ -222,7 +223,7 @@ def from_golden(bundle: Bundle) -> Workload:
 
 def _hash(digest: Any, name: str, data: bytes) -> None:
     """Add one entry, so that no two lists of entries give the same bytes."""
-    digest.update(f"{name}\0{len(data)}\0".encode())
+    digest.update(f"{name}\0{len(data)}\0".encode("utf-8", "surrogateescape"))
     digest.update(data)
 
 
@@ -243,17 +244,21 @@ class _Reader:
         try:
             data = path.read_bytes()
             tensors, made = self._tensors(path, data)
-            self._host.write(EncodedImage(path.name, data, tensors).beside(data), rows, item=path.name)
+            self._host.write(
+                EncodedImage(path_text(path.name), data, tensors).beside(data),
+                rows,
+                item=path_text(path.name),
+            )
         except OSError as error:
-            self.rejected.append(ItemError(path.name, f"cannot be read: {error.strerror}"))
+            self.rejected.append(ItemError(path_text(path.name), f"cannot be read: {error.strerror}"))
         except ItemError as error:
             self.rejected.append(error)
         else:
             # Files beside the photograph are mapped: what they hold is copied once it is known to fit.
             kept = {name: np.array(array) for name, array in tensors.items()}
-            self.images.append(EncodedImage(path.name, data, kept))
+            self.images.append(EncodedImage(path_text(path.name), data, kept))
             self.stand_ins += made
-            _hash(self.digest, path.name, data)
+            _hash(self.digest, path_text(path.name), data)
             # Stand-ins are made of the photograph: its own bytes say all.
             for name, array in () if made else kept.items():
                 _hash(self.digest, name, array.tobytes())
@@ -261,8 +266,8 @@ class _Reader:
     def _tensors(self, path: Path, data: bytes) -> tuple[Mapping[str, Array], bool]:
         """Ready tensors from the files beside a photograph, or stand-ins, and whether they are stand-ins."""
         if all(os.path.lexists(companion_path(path, name)) for name in self._beside):
-            return tensors_of(path, self._beside, path.name), False
+            return tensors_of(path, self._beside, path_text(path.name)), False
         with needs("export"):
             from vsa_rt.export.stand_ins import stand_in
-        picture = Image.fromarray(decode(data, item=path.name))
+        picture = Image.fromarray(decode(data, item=path_text(path.name)))
         return {name: stand_in(picture, name, list(shape)) for name, shape in self._beside.items()}, True

@@ -207,7 +207,7 @@ def test_what_is_not_installed_is_absent_with_its_reason(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with vsa_rt.load(tiny_bundle, target="onnxruntime:cpu", threads=1) as runtime:
-        found, absent = bare_gaps("plan", runtime, tiny_bundle, inputs, 1, rounds=9)
+        found, absent = bare_gaps("plan", runtime, tiny_bundle, inputs, 1, budget=0.1)
     assert [g.tool for g in found] == [BARE]
     assert absent == {
         "onnxruntime_perf_test": "onnxruntime_perf_test is neither beside this Python nor on the path"
@@ -219,7 +219,7 @@ def test_a_program_whose_output_nobody_verified_is_not_run(
 ) -> None:
     path = program("")
     with vsa_rt.load(tiny_bundle, target="onnxruntime:cpu", threads=1) as runtime:
-        _, absent = bare_gaps("plan", runtime, tiny_bundle, inputs, 1, rounds=9)
+        _, absent = bare_gaps("plan", runtime, tiny_bundle, inputs, 1, budget=0.1)
     assert "never verified" in absent["onnxruntime_perf_test"]
     assert not path.with_name("arguments.json").exists()
 

@@ -269,7 +269,7 @@ def faulty(plan: Candidate, change: Any) -> Candidate:
 
 def test_a_swapped_head_is_caught(tiny_plan: Candidate, tiny_tensors: Tensors) -> None:
     swapped = faulty(tiny_plan, lambda taps: taps | {"scores": taps["scores"][:, ::-1]})
-    with pytest.raises(GateError, match="computes something else than plan: scores: differs by"):
+    with pytest.raises(GateError, match="does not compute the same as plan: scores: differs by"):
         check_agreement(tiny_plan, swapped, tiny_tensors)
 
 
@@ -288,7 +288,7 @@ def test_other_weights_are_caught_at_their_tap(
         for parameter in ensemble.module.trunk.networks[place].parameters():
             parameter.copy_(parameter[torch.randperm(len(parameter), generator=generator)])
     made, _ = make_baselines(["eager"], Sources(lambda: ensemble, tiny_sources.bundle, 1), tiny_tensors)
-    with pytest.raises(GateError, match=f"computes something else than plan: {which}: "):
+    with pytest.raises(GateError, match=f"does not compute the same as plan: {which}: "):
         check_agreement(tiny_plan, made[0], tiny_tensors)
 
 

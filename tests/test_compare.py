@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from vsa_rt.bench.baselines import BASELINES
 from vsa_rt.bench.compare import Comparison, Limits, Row, compare
 from vsa_rt.bench.intervals import series
 from vsa_rt.bench.metrics import Metric
@@ -28,6 +29,7 @@ from vsa_rt.bench.report import Report, report_from_json, report_to_json
 from vsa_rt.errors import UsageError
 
 PLAN = "demo openvino:cpu bf16"
+LIBRARIES = {"numpy": "2.2", "onnxruntime": "1.22", "openvino": "2025.1", "pillow": "11.0", "torch": "2.8"}
 
 
 def times(seed: int, middle: float = 5.0, noise: float = 0.01, count: int = 400) -> list[float]:
@@ -100,13 +102,18 @@ def a_contest(
     name: str = "eager",
     precision: str = "fp32",
     threads: int = 2,
+    others: Mapping[str, Sequence[float]] | None = None,
 ) -> Contest:
+    baselines = {name: baseline} | dict(others or {})
     return Contest(
         batch=1,
         threads=threads,
         contestants=[
             Contestant(name=PLAN, kind="plan", precision="bf16", note="", samples=list(plan)),
-            Contestant(name=name, kind="baseline", precision=precision, note="", samples=list(baseline)),
+            *(
+                Contestant(name=n, kind="baseline", precision=precision, note="", samples=list(samples))
+                for n, samples in baselines.items()
+            ),
         ],
         pairings=[],
         absent={},
@@ -147,7 +154,7 @@ def machine(**changed: Any) -> Environment:
         "instruction_sets": ["avx2"],
         "system": "Linux 6",
         "python": "3.11",
-        "libraries": {"openvino": "2025.1"},
+        "libraries": dict(LIBRARIES),
         "variables": {},
         "governor": None,
         "pinned": None,
@@ -343,7 +350,16 @@ def test_another_load_is_another_measurement() -> None:
 # Baselines
 
 
-def test_a_machine_twice_as_slow_passes_by_its_baseline() -> None:
+def libraries(**changed: str) -> Environment:
+    """The same machine with other versions."""
+    return machine(libraries=LIBRARIES | {k.replace("_", "-"): v for k, v in changed.items()})
+
+
+def loud(found: Comparison) -> list[str]:
+    return [n for n in found.notes if "the machine is slower, or both are" in n]
+
+
+def test_a_machine_twice_as_slow_passes_by_its_baseline_and_is_told() -> None:
     old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
     new = report([a_run(times(3, 10))], [a_contest(times(4, 10), times(5, 40))])
     found = compare(old, new)
@@ -354,19 +370,160 @@ def test_a_machine_twice_as_slow_passes_by_its_baseline() -> None:
     assert {r.scenario for r in clocks} == {"quick", "contest"}
     assert all(r.verdict == "regression" and not r.gates for r in clocks)
     assert not found.failed
+    told = loud(found)
+    assert found.notes[:2] == told
+    for scenario, note in zip(("quick", "contest"), told, strict=True):
+        assert note.startswith(f"{PLAN}, batch 1, {scenario}, tensors: slower by ")
+        assert note.endswith(
+            "by the wall clock, as slow as before against eager: the machine is slower, or both are"
+        )
 
 
-def test_a_slowdown_against_the_baseline_fails_on_whatever_machine() -> None:
+def test_nothing_is_said_of_the_machine_where_the_baseline_shows_the_regression() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
+    new = report([a_run(times(3, 6))], [a_contest(times(4, 6), times(5, 20))])
+    found = compare(old, new)
+    assert found.failed
+    assert [r.by for r in found.rows if r.gates and r.verdict == "regression"] == ["baseline eager"]
+    assert loud(found) == []
+
+
+@pytest.mark.parametrize("plan", [3.0, 3.21, 10.0])
+def test_on_another_machine_neither_baseline_nor_clock_decides(plan: float) -> None:
+    """Processors differ in what they gain by an engine: the same plan may be worth less against eager."""
     old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
     new = report(
-        [a_run(times(3, 3))],
-        [a_contest(times(4, 3.21), times(5, 12))],
+        [a_run(times(3, plan))],
+        [a_contest(times(4, plan), times(5, 12))],
         environment=machine(processor="Xeon B"),
     )
     found = compare(old, new)
-    assert [r.verdict for r in rows(found, "baseline")] == ["regression"]
+    assert not found.failed
+    assert {(r.by, r.verdict) for r in rows(found)} == {
+        ("baseline eager", "inconclusive"),
+        ("wall clock", "inconclusive"),
+    }
+    assert all("different machines: processor Xeon A before, Xeon B now" in r.note for r in rows(found))
+    assert found.inconclusive == len(rows(found)) == 3
+    assert any(n.startswith("different machines, no time decides anything") for n in found.notes)
+
+
+def test_a_faster_torch_is_no_slower_plan() -> None:
+    """The plan takes what it took; eager got 10 % faster with another version."""
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20))])
+    new = report([a_run(times(3))], [a_contest(times(4), times(5, 18))], environment=libraries(torch="2.9"))
+    found = compare(old, new)
+    (row,) = rows(found, "baseline eager")
+    assert row.low is not None
+    assert row.low > 1.05
+    assert (row.verdict, row.note) == ("inconclusive", "eager is measured by torch: 2.8 before, 2.9 now")
+    assert {r.verdict for r in rows(found, "wall clock")} == {"within"}
+    assert all(r.gates for r in rows(found, "wall clock"))
+    assert not found.failed
+
+
+def test_a_library_that_slows_down_plan_and_baseline_alike_does_not_hide_it() -> None:
+    """Both are OpenVINO's, and 30 % slower since its upgrade."""
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20), name="openvino-separate")])
+    new = report(
+        [a_run(times(3, 6.5))],
+        [a_contest(times(4, 6.5), times(5, 26), name="openvino-separate")],
+        environment=libraries(openvino="2025.2"),
+    )
+    found = compare(old, new)
     assert found.failed
-    assert "by baseline eager: slower by 7" in found.reasons[0]
+    (row,) = rows(found, "baseline")
+    assert (row.verdict, row.note) == (
+        "inconclusive",
+        "openvino-separate is measured by openvino: 2025.1 before, 2025.2 now",
+    )
+    assert {(r.verdict, r.gates) for r in rows(found, "wall clock")} == {("regression", True)}
+    assert loud(found) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "decides"),
+    [
+        ("eager", {"openvino": "2025.2", "numpy": "2.3", "onnxruntime": "1.23"}, True),
+        ("eager-separate", {"torch": "2.9"}, False),
+        ("eager-bf16", {"torch": "2.9"}, False),
+        ("channels-last", {"torch": "2.9"}, False),
+        ("compile", {"torch": "2.9"}, False),
+        ("onnxruntime", {"torch": "2.9", "openvino": "2025.2"}, True),
+        ("onnxruntime", {"onnxruntime": "1.23"}, False),
+        ("onnxruntime-separate", {"onnxruntime_gpu": "1.23"}, False),
+        ("openvino-separate", {"torch": "2.9", "onnxruntime": "1.23"}, True),
+        ("openvino-default", {"openvino": "2025.2"}, False),
+        ("homemade", {}, True),
+        ("homemade", {"pillow": "11.1"}, False),
+    ],
+)
+def test_a_baseline_decides_while_its_own_library_stays(
+    name: str, changed: dict[str, str], decides: bool
+) -> None:
+    old = report(contests=[a_contest(times(1), times(2, 20), name=name)])
+    new = report(contests=[a_contest(times(4, 6), times(5, 20), name=name)], environment=libraries(**changed))
+    found = compare(old, new)
+    (row,) = rows(found, "baseline")
+    assert (row.verdict, bool(row.note)) == (
+        "regression" if decides else "inconclusive",
+        not decides,
+    )
+    assert [r.gates for r in rows(found, "wall clock")] == [not decides]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_every_baseline_has_a_library_of_its_own(name: str) -> None:
+    """A baseline that `compare` does not know would cease to decide with whatever library changes."""
+    contests = [a_contest(times(1), times(2, 20), name=name)]
+    found = compare(report(contests=contests), report(contests=contests, environment=libraries(pillow="12")))
+    assert [r.verdict for r in rows(found, "baseline")] == ["within"]
+
+
+def test_a_noisy_baseline_leaves_it_to_the_clock() -> None:
+    old = report([a_run(times(0))], [a_contest(times(1), times(2, 20, noise=1.5, count=400))])
+    new = report([a_run(times(3, 6))], [a_contest(times(4, 6), times(5, 24, noise=1.5, count=400))])
+    found = compare(old, new)
+    (row,) = rows(found, "baseline")
+    assert row.confidence is not None
+    assert row.low is not None
+    assert row.high is not None
+    assert row.low < 1
+    assert row.high > 1.05
+    assert row.verdict == "inconclusive"
+    assert {(r.verdict, r.gates) for r in rows(found, "wall clock")} == {("regression", True)}
+    assert found.failed
+
+
+@pytest.mark.parametrize("order", [("eager", "onnxruntime"), ("onnxruntime", "eager")])
+def test_of_several_baselines_the_steadiest_decides(order: tuple[str, str]) -> None:
+    def contest(seed: int, plan: float) -> Contest:
+        sides = {
+            "eager": times(seed + 1, 20, noise=0.8),
+            "onnxruntime": times(seed + 2, 10, noise=0.02),
+        }
+        return a_contest(
+            times(seed, plan), sides[order[0]], name=order[0], others={order[1]: sides[order[1]]}
+        )
+
+    found = compare(report(contests=[contest(0, 5)]), report(contests=[contest(10, 5.4)]))
+    assert [(r.by, r.verdict) for r in rows(found, "baseline")] == [("baseline onnxruntime", "regression")]
+
+
+def test_the_steadiest_baseline_does_not_decide_if_its_library_changed() -> None:
+    def contest(seed: int) -> Contest:
+        return a_contest(
+            times(seed), times(seed + 1, 20), others={"onnxruntime": times(seed + 2, 10, noise=0.1)}
+        )
+
+    old = report(contests=[contest(0)])
+    for changed, by, verdict in (
+        ({"torch": "2.9"}, "baseline onnxruntime", "within"),
+        ({"onnxruntime": "1.23"}, "baseline eager", "within"),
+        ({"torch": "2.9", "onnxruntime": "1.23"}, "baseline eager", "inconclusive"),
+    ):
+        found = compare(old, report(contests=[contest(10)], environment=libraries(**changed)))
+        assert [(r.by, r.verdict) for r in rows(found, "baseline")] == [(by, verdict)]
 
 
 def test_a_baseline_leaves_out_what_drifts_within_a_report() -> None:
@@ -408,8 +565,12 @@ def test_a_baseline_with_too_few_rounds_leaves_it_to_the_clock() -> None:
 
 def test_a_baseline_with_other_threads_decides_nothing() -> None:
     old = report(contests=[a_contest(times(0), times(1, 20))])
-    new = report(contests=[a_contest(times(2), times(3, 20), threads=1)])
-    assert [r.verdict for r in rows(compare(old, new), "baseline")] == ["inconclusive"]
+    new = report(contests=[a_contest(times(2, 9), times(3, 20), threads=1)])
+    found = compare(old, new)
+    assert [(r.by, r.verdict, r.note) for r in rows(found)] == [
+        (by, "inconclusive", "2 threads before, 1 now") for by in ("baseline eager", "wall clock")
+    ]
+    assert not found.failed
 
 
 # Plans
@@ -471,7 +632,7 @@ def test_what_differs_is_noted() -> None:
         [a_run(times(1))],
         plans=[a_plan(precision="fp32")],
         environment=machine(
-            libraries={"openvino": "2025.2", "torch": "2.9"},
+            libraries=LIBRARIES | {"openvino": "2025.2", "timm": "1.0"},
             variables={"OMP_NUM_THREADS": "1"},
             python="3.12",
         ),
@@ -481,7 +642,7 @@ def test_what_differs_is_noted() -> None:
     notes = compare(old, new).notes
     for words in (
         "library openvino: 2025.1 before, 2025.2 now",
-        "library torch: absent before, 2.9 now",
+        "library timm: absent before, 1.0 now",
         "variable OMP_NUM_THREADS: absent before, 1 now",
         "python 3.11 before, 3.12 now",
         "vsa_rt 0.4 before, 0.5 now",

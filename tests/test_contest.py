@@ -164,7 +164,7 @@ def test_a_baseline_that_computes_something_else_is_left_out_and_named(virtual: 
     )
     assert [c.name for c in found.contestants] == ["plan", "right"]
     assert found.absent["compile"] == "no compiler"
-    assert "computes something else than plan: scores: differs by 0.4" in found.absent["wrong"]
+    assert "does not compute the same as plan: scores: differs by 0.4" in found.absent["wrong"]
     assert all("wrong" not in (p.slower, p.faster) for p in found.pairings)
 
 
@@ -194,7 +194,7 @@ def test_a_time_decides_the_rounds(virtual: VirtualTime) -> None:
     assert len(contest(plans, [], batches(1), 1, seconds=0.5).contestants[0].samples) == 50
 
 
-def test_the_machine_is_watched_over_all_images(
+def test_the_machine_is_watched_and_nobody_gets_everybodys_energy(
     virtual: VirtualTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -205,14 +205,17 @@ def test_the_machine_is_watched_over_all_images(
         class Spy:
             def result(self, images: int) -> Any:
                 seen.append(images)
-                return watched.result(images=images)
+                felt = watched.result(images=images)
+                return msgspec.structs.replace(felt, joules=8.0, joules_per_image=2.0)
 
         with real() as watched:
             yield Spy()
 
     monkeypatch.setattr(resources, "watch", watch)
-    contest([busy(virtual, "a", [2.0]), busy(virtual, "b", [3.0])], [], batches(1, batch=4), 1, rounds=9)
-    assert seen == [9 * 2 * 2 * 4]
+    plans = [busy(virtual, "a", [2.0]), busy(virtual, "b", [3.0])]
+    found = contest(plans, [], batches(1, batch=4), 1, rounds=9)
+    assert len(seen) == 1
+    assert (found.resources.joules, found.resources.joules_per_image) == (8.0, None)
 
 
 @pytest.mark.parametrize(
@@ -310,3 +313,32 @@ def test_each_opening_has_its_share_of_the_rounds_after_a_warm_up(virtual: Virtu
 def test_no_opening_at_all_is_refused(virtual: VirtualTime) -> None:
     with pytest.raises(UsageError, match="0 openings"):
         contest([busy(virtual, "a", [1.0])], [], batches(1), 1, rounds=5, openings=0)
+
+
+def test_a_baseline_that_raises_is_left_out_and_the_others_are_measured(virtual: VirtualTime) -> None:
+    def broken(inputs: Tensors) -> Tensors:
+        raise RuntimeError("out of memory")
+
+    bad = Candidate("bad", "baseline", "fp32", "", broken)
+    found = contest(
+        [busy(virtual, "a", [2.0])],
+        [bad, busy(virtual, "b", [3.0], kind="baseline")],
+        batches(1),
+        1,
+        rounds=15,
+    )
+    assert found.absent == {"bad": "cannot run: RuntimeError: out of memory"}
+    assert [c.name for c in found.contestants] == ["a", "b"]
+
+
+def test_a_baseline_of_one_opening_is_told_from_a_plan_only_beyond_what_openings_differ(
+    virtual: VirtualTime,
+) -> None:
+    """The plan's openings scatter by 1 %: that the baseline's only one is 1.5 % off says nothing, 10 % do."""
+    places, noise = [1.0, 1.01, 0.99, 1.005, 0.995, 1.0], [0.999, 1.0, 1.001]
+    for ms, different in ((1.015, False), (1.1, True)):
+        plan = reopened(virtual, "plan", places, noise)
+        found = contest(
+            [plan], [busy(virtual, "b", [ms], kind="baseline")], batches(1), 1, rounds=60, openings=6
+        )
+        assert pairing(found, "b", "plan").different is different

@@ -168,9 +168,7 @@ def test_the_terminal_shows_verdict_runs_ratios_limits_parity_and_files(
         "Green: nothing speaks against these figures\nopenvino:cpu bf16 at batch 1 takes 5.3 ms"
     )
     assert re.search(r"openvino:cpu bf16 +quick +1 +5\.32 ≤ 5\.33 +5\.75 ≤ 5\.83 +192\.3", out)
-    assert re.search(
-        r"eager fp32 +openvino:cpu bf16 +1 +5\.01. +4\.99 to 5\.06 \(97\.3 %\)", out
-    )
+    assert re.search(r"eager fp32 +openvino:cpu bf16 +1 +5\.01. +4\.99 to 5\.06 \(97\.3 %\)", out)
     assert re.search(r"openvino:cpu bf16 +1 +1\.65 +5\.20 +32 % +memory", out)
     assert re.search(r"quickstart +openvino:cpu bf16 +holds +704 +2 +2", out)
     assert "not measured: server: not asked for" in out

@@ -304,6 +304,7 @@ PLANTS: list[tuple[str, Level, Plant]] = [
     ("spread", "red", ratio(low=3.0, high=6.0)),
     ("tail", "amber", long_tail),
     ("openings", "green", contest(openings=1)),
+    ("dropped-frames", "green", run(scenario="camera", dropped=20)),
     ("precision", "amber", plan(achieved=0.6)),
     ("invalid-run", "amber", run(valid=False, reasons=["12 of 300 frames were dropped"])),
 ]
@@ -445,3 +446,37 @@ def test_a_judged_report_is_read_back_as_it_was(plant: Callable[[], Report]) -> 
 def test_an_earlier_verdict_is_not_looked_at() -> None:
     red = judge(failing(PLAN)(clean())).verdict
     assert judge(changed(clean(), verdict=red)).verdict.level == "green"
+
+
+def test_the_headline_quotes_the_fastest_baseline() -> None:
+    """A ratio to a slow baseline flatters."""
+    report = clean()
+    [only] = report.contests
+    quick = changed(only.contestants[1], name="openvino-default", precision="bf16")
+    close = changed(only.pairings[0], slower="openvino-default", ratio=1.1, low=1.05, high=1.15)
+    planted = changed(only, contestants=[*only.contestants, quick], pairings=[*only.pairings, close])
+    judged = judge(changed(report, contests=[planted]))
+    assert "1.1 times [1.05, 1.15] as fast as openvino-default bf16, the fastest of 2 baselines" in (
+        judged.verdict.headline or ""
+    )
+
+
+def test_a_run_from_images_has_no_ratio_of_tensors() -> None:
+    judged = judge(run(feed="images")(clean()))
+    assert "from image to label" in (judged.verdict.headline or "")
+    assert "times" not in (judged.verdict.headline or "")
+
+
+def test_an_invalid_run_is_no_headline() -> None:
+    judged = judge(run(valid=False, reasons=["too short"], scenario="server")(clean()))
+    assert "ms per image" not in (judged.verdict.headline or "")
+
+
+def test_the_spread_of_a_ratio_that_nobody_quotes_leaves_the_headline() -> None:
+    report = clean()
+    [only] = report.contests
+    slow = changed(only.contestants[1], name="compile")
+    wide = changed(only.pairings[0], slower="compile", ratio=9.0, low=3.0, high=20.0)
+    planted = changed(only, contestants=[*only.contestants, slow], pairings=[*only.pairings, wide])
+    judged = judge(changed(report, contests=[planted]))
+    assert (judged.verdict.level, judged.verdict.headline is None) == ("amber", False)

@@ -43,8 +43,9 @@ class Row(Record, frozen=True, kw_only=True):
         confidence: Of the interval, or of each one-sided bound.
         limit: What ``change`` must not pass; ``None`` where no number decides.
         verdict: ``regression`` if the whole interval is beyond the limit, ``within`` if none of it is.
-        gates: Whether a regression makes the comparison fail. A wall clock does not where a baseline gives an
-            interval for the same call: the machine itself may have changed.
+        gates: Whether a regression makes the comparison fail. A wall clock's does not where a baseline's row of the
+            same call is ``within`` or ``regression``: the machine itself may be slower. A baseline's row is always
+            inconclusive on another machine, and with another version of the baseline's own library.
         note: Why it is inconclusive, or what to know; may be empty.
     """
 
@@ -81,7 +82,8 @@ class Comparison(Record, frozen=True, kw_only=True):
         reasons: All of them, in words.
         inconclusive: How many of the rows that gate decide nothing.
         rows: Times first.
-        notes: What differs between both measurements, and what could not be compared.
+        notes: First what got slower by the wall clock and not against a baseline, then what differs between both
+            measurements, and what could not be compared.
     """
 
     schema: int

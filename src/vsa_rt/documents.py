@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
+
+#: An absolute path inside a sentence: folders, and what lies in the last of them.
+_FOLDERS = re.compile(r"(?<![\w.~/])/(?!proc/|sys/|dev/)(?:[^\s/:;,'\"()]+/)+(?=[^\s/:;,'\"()])")
+
+
+def path_text(path: str) -> str:
+    """A path as text that any stream can hold: bytes that are not UTF-8 are written as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def without_folders(text: str) -> str:
+    """A sentence whose absolute paths keep their last part alone: a document may leave the machine."""
+    return _FOLDERS.sub("", path_text(text))
 
 
 def finite(value: Any) -> Any:

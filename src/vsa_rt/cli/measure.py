@@ -21,7 +21,7 @@ from vsa_rt.cli.options import (
     weights_of,
     words_of,
 )
-from vsa_rt.errors import UsageError
+from vsa_rt.errors import UsageError, VsaError
 
 if TYPE_CHECKING:
     from vsa_rt.bench.records.timing import Scenario
@@ -169,7 +169,7 @@ def bench(
 
     names, rivals = _split_against(against)
     if out is not None:
-        render.require_pages()
+        render.require_pages(out)
     scenarios = _checked_scenarios(scenario)
     if fps is not None and "camera" not in scenarios:
         scenarios.append("camera")
@@ -219,10 +219,16 @@ def bench(
             report = measure_sweep(opened, words_of(sweep), out, options)
         else:
             report = measure(opened, options)
+        unwritten: VsaError | None = None
         if out is not None:
             progress("writing the report")
-            render.write_report(report, out)
-    render.bench_report(report, out, as_json, layers=layers)
+            try:
+                render.write_report(report, out)
+            except VsaError as error:  # a full disk: what was measured is printed all the same
+                unwritten = error
+    render.bench_report(report, None if unwritten else out, as_json, layers=layers)
+    if unwritten is not None:
+        raise unwritten
     if report.verdict.level == "red":
         raise typer.Exit(FAILED)
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal, get_args
 
+import msgspec
+
 from vsa_rt.bench import clock
 from vsa_rt.bench.baselines import require_known
 from vsa_rt.bench.environment import environment
 from vsa_rt.bench.records.trust import Environment
-from vsa_rt.bench.report import SCHEMA, Report
+from vsa_rt.bench.report import SCHEMA, Report, report_from_json, report_to_json
 from vsa_rt.bench.verdict import UNJUDGED, judge
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.doctor import usable_cores
+from vsa_rt.documents import without_folders
 from vsa_rt.errors import UsageError
 from vsa_rt.pipeline.contests import check_joint
 from vsa_rt.pipeline.export import Progress, silent
@@ -122,6 +125,11 @@ def _checked_inputs(subjects: Sequence[Subject], options: BenchOptions) -> Input
     return inputs
 
 
+def _shared(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Reasons as a report may carry them elsewhere: without this machine's folders."""
+    return {part: without_folders(reason) for part, reason in reasons.items()}
+
+
 @dataclass(frozen=True)
 class _Frame:
     """What a report says around its measurements."""
@@ -142,7 +150,7 @@ class _Frame:
         """Everything that was found, judged."""
         first = found.inputs.workloads[found.subjects[0].name]
         refused = {f"{s.name} {folder}": why for s in found.subjects for folder, why in s.refused.items()}
-        return judge(
+        report = judge(
             Report(
                 schema=SCHEMA,
                 kind="bench",
@@ -158,18 +166,23 @@ class _Frame:
                 runs=found.runs,
                 splits=found.splits,
                 cold=found.cold,
-                contests=found.contests,
+                contests=[msgspec.structs.replace(c, absent=_shared(c.absent)) for c in found.contests],
                 gaps=found.gaps,
                 ceilings=found.ceilings,
                 limits=found.limits,
                 profiles=found.profiles,
-                parity=found.parity,
+                parity=[
+                    msgspec.structs.replace(p, why=without_folders(p.why), refused=_shared(p.refused))
+                    for p in found.parity
+                ],
                 points=found.points(),
-                skipped=refused | found.skipped,
+                skipped=_shared(refused | found.skipped),
                 verdict=UNJUDGED,
                 resumed=list(resumed),
             )
         )
+        # Whoever reads it later must be able to.
+        return report_from_json(report_to_json(report), "the report")
 
 
 def bench(bundles: Sequence[Bundle], options: BenchOptions) -> Report:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,8 @@ class CheckOptions:
         resample: How the host resizes.
         weights: Where checkpoints moved.
         progress: Told of every step.
+        folders: Only these engines, by their folders; all by default.
+        threads: Of each engine; all cores by default.
     """
 
     target: Target | None = None
@@ -79,6 +82,8 @@ class CheckOptions:
     resample: Resample | None = None
     weights: dict[str, Path] | None = None
     progress: Progress = silent
+    folders: Sequence[str] | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,14 @@ class _Stage:
     name: str
     precision: Precision
     run: Run
+    close: Callable[[], None] = lambda: None
 
 
 def _wanted(engine: EngineRecord, options: CheckOptions) -> bool:
-    return (options.target is None or engine.target == str(options.target)) and (
-        options.precision is None or engine.precision == options.precision
+    return (
+        (options.target is None or engine.target == str(options.target))
+        and (options.precision is None or engine.precision == options.precision)
+        and (options.folders is None or engine.folder in options.folders)
     )
 
 
@@ -98,7 +106,7 @@ def _stages(bundle: Bundle, options: CheckOptions) -> tuple[list[_Stage], dict[s
     """Every engine that fits and can be opened here."""
     stages: list[_Stage] = []
     refused: dict[str, str] = {}
-    open_options = OpenOptions(max_batch=bundle.manifest.max_batch, threads=usable_cores())
+    open_options = OpenOptions(max_batch=bundle.manifest.max_batch, threads=options.threads or usable_cores())
     engines = [e for e in bundle.manifest.engines if _wanted(e, options)]
     if bundle.manifest.engines and not engines:
         there = ", ".join(f"{e.target} {e.precision}" for e in bundle.manifest.engines)
@@ -110,11 +118,22 @@ def _stages(bundle: Bundle, options: CheckOptions) -> tuple[list[_Stage], dict[s
             refused[engine.folder] = str(error)
             continue
         name = f"{engine.target} {engine.precision}"
-        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run))
+        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run, session.close))
     if engines and not stages:
         reasons = "; ".join(f"{k}: {v}" for k, v in refused.items())
         raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")
     return stages, refused
+
+
+@contextmanager
+def _opened(bundle: Bundle, options: CheckOptions) -> Iterator[tuple[list[_Stage], dict[str, str]]]:
+    """The stages of ``_stages``, closed at the end."""
+    stages, refused = _stages(bundle, options)
+    try:
+        yield stages, refused
+    finally:
+        for stage in stages:
+            stage.close()
 
 
 def _graph_stage(bundle: Bundle, reference: Reference) -> list[_Stage]:
@@ -154,17 +173,17 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
         )
     names = [Path(f"golden {i}") for i in range(len(next(iter(inputs.values()))))]
     judged = Judged([(PreparedBatch(as_photographs(names), inputs, inputs), taps)])
-    stages, refused = _stages(bundle, options)
     golden_reference = Reference("golden", "", read_labels(golden), lambda picture: {}, lambda batch: {})
-    parities = [
-        judge(
-            comparison_of(s.name, golden_reference, bundle.manifest, s.precision),
-            judged,
-            s.run,
-            bundle.manifest.max_batch,
-        )
-        for s in stages
-    ]
+    with _opened(bundle, options) as (stages, refused):
+        parities = [
+            judge(
+                comparison_of(s.name, golden_reference, bundle.manifest, s.precision),
+                judged,
+                s.run,
+                bundle.manifest.max_batch,
+            )
+            for s in stages
+        ]
     return Check(
         "golden",
         "no --data given: the bundle's own golden tensors",
@@ -221,20 +240,20 @@ def check_photographs(
     """
     _require_images(bundle)
     manifest = bundle.manifest
-    stages, refused = _stages(bundle, options)
-    stages = _graph_stage(bundle, reference) + stages
     resample = options.resample or manifest.resample
     feed = PhotographFeed(manifest.inputs, reference.prepare, resample, batch_of(manifest.recipe))
-    comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
-    seen = 0
-    for batch in feed.batches(photographs):
-        taps = reference.run(batch.reference)
-        for stage, comparison in zip(stages, comparisons, strict=True):
-            if not seen:
-                compare_sizes(comparison, batch, taps, stage.run, manifest.max_batch)
-            compare_batch(comparison, batch, taps, stage.run, manifest.max_batch)
-        seen += len(batch.photographs)
-        options.progress(f"compared {seen} of {len(photographs)} photographs")
+    with _opened(bundle, options) as (engines, refused):
+        stages = [*_graph_stage(bundle, reference), *engines]
+        comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
+        seen = 0
+        for batch in feed.batches(photographs):
+            taps = reference.run(batch.reference)
+            for stage, comparison in zip(stages, comparisons, strict=True):
+                if not seen:
+                    compare_sizes(comparison, batch, taps, stage.run, manifest.max_batch)
+                compare_batch(comparison, batch, taps, stage.run, manifest.max_batch)
+            seen += len(batch.photographs)
+            options.progress(f"compared {seen} of {len(photographs)} photographs")
     return Check(
         reference.name,
         reference.why,

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vsa_rt.contracts import Item, Resample
 from vsa_rt.dataset import Photograph, read_dataset
+from vsa_rt.documents import path_text
 from vsa_rt.errors import DatasetError, ItemError, needs
 from vsa_rt.manifest import InputRecord
 from vsa_rt.recipe import Recipe, regions_of
@@ -53,7 +54,7 @@ class PreparedBatch:
     @property
     def names(self) -> list[str]:
         """What to call them in reports."""
-        return [p.path.name for p in self.photographs]
+        return [path_text(p.path.name) for p in self.photographs]
 
 
 @dataclass

@@ -17,6 +17,9 @@ from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.errors import BundleError, EnvironmentUnusable
 from vsa_rt.pipeline.plans import OpenedPlan
 
+#: Milliseconds of calls with counters, roughly: 3 to 20 calls.
+_PROFILE_MS = 10_000
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -74,6 +77,7 @@ def distance(
     except EnvironmentUnusable as error:
         why = str(error)
     else:
-        layers = profile(profiler, graph, parts, dict(inputs), opened.plan.name)
+        calls = max(3, min(20, int(_PROFILE_MS / call_ms))) if call_ms > 0 else 20
+        layers = profile(profiler, graph, parts, dict(inputs), opened.plan.name, calls)
     found = limits(opened.plan, batch, graph, parts, ceilings, call_ms, layers)
     return Distance(layers, why, found)

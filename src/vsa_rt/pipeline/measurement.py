@@ -18,7 +18,7 @@ from vsa_rt.bench.records.timing import ColdStart, Plan, Run, Split
 from vsa_rt.bench.records.trust import ParityCheck
 from vsa_rt.bench.stages import split
 from vsa_rt.contracts import Target
-from vsa_rt.errors import EnvironmentUnusable, VsaError
+from vsa_rt.errors import EnvironmentUnusable, ItemError, VsaError
 from vsa_rt.pipeline.contests import run_contest
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.inputs import Inputs
@@ -125,15 +125,11 @@ class Measurement:
                 continue
             for batch in self.batches:
                 self._say(f"time split of {subject.lead.plan.name}, batch {batch}")
-                self.splits.append(
-                    split(
-                        subject.lead.runtime,
-                        subject.lead.plan.name,
-                        batch,
-                        workload.sources,
-                        self.options.load.seconds,
-                    )
-                )
+                plan, seconds = subject.lead.plan.name, self.options.load.seconds
+                try:
+                    self.splits.append(split(subject.lead.runtime, plan, batch, workload.sources, seconds))
+                except ItemError as error:
+                    self.skipped[f"time split of {plan}, batch {batch}"] = str(error)
 
     def bare_gaps(self) -> None:
         """Beyond the backend's own bare call, at the smallest batch, where it weighs most."""
@@ -198,7 +194,7 @@ class Measurement:
                         self.skipped[f"layers of {lead.plan.name}"] = found.why
                     else:
                         self.profiles.append(found.profile)
-        except EnvironmentUnusable as error:
+        except VsaError as error:
             self.skipped["distance to the limit"] = str(error)
 
     def parities(self) -> None:
@@ -208,9 +204,8 @@ class Measurement:
             self._say(part)
             try:
                 self.parity.append(self._part(part, ParityCheck, partial(self._parity, subject)))
-            except (
-                VsaError
-            ) as error:  # what was measured before is not lost; the verdict says what is missing
+            except EnvironmentUnusable as error:
+                # What was measured is not lost; the verdict says what is missing.
                 self.skipped[part] = str(error)
 
     def _parity(self, subject: Subject) -> ParityCheck:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from vsa_rt.bench.records.trust import ParityCheck, PlanParity
 from vsa_rt.bench.workload import takes_photographs
 from vsa_rt.dataset import Photograph
-from vsa_rt.errors import CheckpointAbsent, EnvironmentUnusable, ItemError
+from vsa_rt.documents import without_folders
+from vsa_rt.errors import BundleError, CheckpointAbsent, CheckpointError, EnvironmentUnusable, ItemError
 from vsa_rt.pipeline.check import Check, CheckOptions, check_golden, check_photographs
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.gate import Reference
@@ -41,6 +43,8 @@ def _reference(subject: Subject) -> Reference:
         if subject.weights:
             raise
         return onnx_reference(subject.bundle, str(error))
+    except CheckpointError as error:
+        raise BundleError(f"{subject.bundle.root}: is not what its manifest says: {error}") from error
 
 
 def check_parity(subject: Subject, options: ParityOptions) -> ParityCheck:
@@ -54,7 +58,12 @@ def check_parity(subject: Subject, options: ParityOptions) -> ParityCheck:
         VsaError: The bundle is not what it says.
     """
     golden = not options.photographs or not takes_photographs(subject.bundle.manifest)
-    known = CheckOptions(weights=subject.weights, progress=options.progress)
+    known = CheckOptions(
+        weights=subject.weights,
+        progress=options.progress,
+        folders=[opened.engine.folder for opened in subject.plans],
+        threads=subject.lead.plan.threads,
+    )
     if golden:
         found = check_golden(subject.bundle, known)
     else:
@@ -73,7 +82,7 @@ def record_of(subject: Subject, found: Check, data: str) -> ParityCheck:
         data=data,
         decides=found.decides,
         stand_ins=found.stand_ins,
-        rejected=[str(error) for error in found.rejected],
+        rejected=[without_folders(f"{Path(error.item).name}: {error.reason}") for error in found.rejected],
         refused=found.refused,
         plans=[PlanParity(plan=names[p.stage], parity=p) for p in found.parities if p.stage in names],
     )

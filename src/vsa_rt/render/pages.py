@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import tempfile
 from collections.abc import Callable
 from importlib import util
 from importlib.resources import files
@@ -133,12 +134,24 @@ def _write(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def require_pages() -> None:
-    """Check, before minutes of measuring, that pages can be made here.
+def require_pages(folder: Path) -> None:
+    """Check, before minutes of measuring, that pages can be made here and written there.
+
+    Args:
+        folder: Of the report; it is made if it is not there.
 
     Raises:
         EnvironmentUnusable: jinja2 or matplotlib is not installed.
+        UsageError: The folder cannot be written.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: the report cannot be written: {error.strerror}; name another folder"
+        ) from error
     with needs("bench"):
         for name in ("jinja2", "matplotlib"):
             if util.find_spec(name) is None:

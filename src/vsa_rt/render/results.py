@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from vsa_rt.contracts import Sentiment
-from vsa_rt.documents import finite
+from vsa_rt.documents import finite, path_text
 from vsa_rt.errors import ItemError
 from vsa_rt.render.tables import (
     new_table,
@@ -31,13 +30,8 @@ def _top(scores: dict[str, float], top: int) -> dict[str, float]:
     return dict(best[:top] if top else best)
 
 
-def _path_text(path: str) -> str:
-    """A path as text that any stream can print: bytes that are not UTF-8 are written as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
-    shown = _path_text(path)
+    shown = path_text(path)
     if isinstance(result, ItemError):
         return {
             "path": shown, "label": None, "labels": [], "scores": {}, "scores_kind": None, "error": result.reason
