@@ -133,7 +133,8 @@ def _parity_weak(report: Report) -> Iterator[Reason]:
 
 
 def _random_weights(report: Report) -> Iterator[Reason]:
-    undecided = {check.bundle for check in report.parity if not check.decides}
+    labelled = {bundle.name for bundle in report.bundles if bundle.labels}
+    undecided = {check.bundle for check in report.parity if not check.decides} & labelled
     for bundle in report.bundles:
         if bundle.random_weights or bundle.name in undecided:
             where = ", ".join(bundle.random_weights) or "head"

@@ -170,6 +170,12 @@ def bench(
     names, rivals = _split_against(against)
     if out is not None:
         render.require_pages(out)
+    if sweep:
+        for option, value in (("--against", names), ("--scenario", scenario), ("--fps", fps), ("--qps", qps)):
+            if value:
+                raise UsageError(
+                    f"{option}: a sweep has plans take turns and nothing else; leave it out, or --sweep"
+                )
     scenarios = _checked_scenarios(scenario)
     if fps is not None and "camera" not in scenarios:
         scenarios.append("camera")
@@ -182,7 +188,7 @@ def bench(
     )
     weighed = [f"{name}={path.name}" for name, path in weights_of(weights).items()]
     given = {
-        "against": [*(names or ()), *rivals] or words_of(against), "weights": weighed, "data": data, "batch": words_of(batch), "target": words_of(target),
+        "against": [*(["none"] if names == [] else names or ()), *rivals], "weights": weighed, "data": data, "batch": words_of(batch), "target": words_of(target),
         "precision": precision, "threads": threads, "seconds": seconds, "sweep": words_of(sweep),
         "scenario": scenarios if scenario or fps else None, "fps": fps, "qps": qps,
         "feed": None if feed is FeedKind.TENSORS else feed,

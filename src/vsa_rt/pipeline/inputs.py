@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsa_rt.bench.workload import Workload, make_workload
+from vsa_rt.bench.workload import Workload, make_workload, takes_photographs
 from vsa_rt.dataset import Photograph, read_dataset
-from vsa_rt.errors import EnvironmentUnusable, ItemError
+from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.plans import Subject
 
@@ -45,7 +45,13 @@ def read_inputs(subjects: Sequence[Subject], data: Path | None) -> Inputs:
 
     Raises:
         DatasetError: ``data`` holds no photograph that can be read.
+        UsageError: There are ``data``, and a bundle takes ready tensors only.
     """
+    ready = [s.name for s in subjects if not takes_photographs(s.bundle.manifest)]
+    if data is not None and ready:
+        raise UsageError(
+            f"--data: {ready[0]} takes ready tensors only; without --data it is fed its golden tensors"
+        )
     photographs, rejected, words = _photographs(data)
     paths = [p.path for p in photographs]
     workloads = {s.name: make_workload(s.bundle, paths, words) for s in subjects}

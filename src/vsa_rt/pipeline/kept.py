@@ -43,7 +43,7 @@ class Kept:
             make: Measures it.
         """
         text = msgspec.json.encode({"part": name, **self._key}, order="deterministic")
-        slug = "".join(c if c.isalnum() else "-" for c in name)
+        slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in name[:64])
         file = self._folder / f"{slug}-{hashlib.sha256(text).hexdigest()[:16]}.json"
         try:
             found = msgspec.json.decode(file.read_bytes(), type=kind)

@@ -95,7 +95,7 @@ def _loadgen(
     plan: OpenedPlan, workload: Workload, batch: int, scenario: LoadgenScenario, options: ScenarioOptions
 ) -> Run:
     folder = options.folder or Path()
-    slug = "".join(c if c.isalnum() or c in ".-" else "_" for c in plan.plan.name)
+    slug = "".join(c if c.isascii() and (c.isalnum() or c in ".-") else "_" for c in plan.plan.name)[-64:]
     # Server alone has a rate that somebody asked for; offline's is what the engine makes of it.
     settings = options.loadgen if scenario == "server" else replace(options.loadgen, target_qps=None)
     return run_loadgen(

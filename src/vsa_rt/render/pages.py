@@ -138,15 +138,16 @@ def require_pages(folder: Path) -> None:
     """Check, before minutes of measuring, that pages can be made here and written there.
 
     Args:
-        folder: Of the report; it is made if it is not there.
+        folder: Of the report; it need not be there, and is not made.
 
     Raises:
         EnvironmentUnusable: jinja2 or matplotlib is not installed.
         UsageError: The folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        whole = folder.absolute()
+        there = next(path for path in (whole, *whole.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UsageError(
