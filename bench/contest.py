@@ -17,7 +17,7 @@ from vsa_rt.errors import GateError, UsageError
 #: Of the intervals of ratios: with 20 comparisons of equals, one in five reports would call one of them different.
 CONFIDENCE = 0.99
 #: Rounds that a contest takes, whatever its budget. Seven are too few for an interval at 99 %.
-LEAST_ROUNDS, MOST_ROUNDS = 15, 200
+LEAST_ROUNDS, MOST_ROUNDS = 15, 400
 #: Seconds that a contest takes about, if nobody says otherwise.
 SECONDS = 20.0
 #: Unmeasured calls of each candidate before the first round, as ``clock.measure`` has them.
@@ -25,7 +25,7 @@ _WARM_UP = 3
 
 
 def rounds_for(seconds: float, ms_per_round: float) -> int:
-    """Rounds that fit into a time, between 15 and 200.
+    """Rounds that fit into a time, between 15 and 400.
 
     Args:
         seconds: The time.

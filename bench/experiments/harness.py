@@ -7,7 +7,7 @@ Usage: ``python -m vsa_rt.bench.experiments.harness BUNDLE PHOTOGRAPHS [--only P
 - ``slowdown``: contests of two openings of a bundle, one spinning for 5 % of the median longer in each call.
 - ``identical``: contests of two openings of the same bundle.
 
-A contest has the default length of ``vsa-rt bench``, its six openings and its interval of 99 %.
+A contest has the default length of ``vsa-rt bench``, its ten openings and its interval of 99 %.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vsa_rt.runtime.fused import Runtime
 from vsa_rt.runtime.load import load
 
 #: As the pipeline takes where opening is cheap.
-OPENINGS = 6
+OPENINGS = 10
 #: Of the call that is spun.
 _CALL_MS = 5.0
 _SLOWDOWN = 0.05
@@ -154,10 +154,13 @@ def _verdicts(
 
 
 def slowdown(bundle: Bundle, inputs: Sequence[Tensors], threads: int, runs: int) -> Iterator[Row]:
-    """A bundle against itself with 5 % more time in each call."""
-    with load(bundle, threads=threads) as runtime:
-        found = clock.loop(lambda _: runtime.infer(inputs[0]), 3.0, at_least=15)
-    extra = _SLOWDOWN * clock.median_ms(found.samples_ms)
+    """A bundle against itself with 5 % more time in each call, of the time that a contest measures."""
+    side = _Side(bundle, threads, "alone")
+    try:
+        found = contest([side.candidate], [], inputs, threads, rounds=100, openings=OPENINGS)
+    finally:
+        side.close()
+    extra = _SLOWDOWN * clock.median_ms(found.contestants[0].samples)
     yield from _verdicts(
         "5 % slower",
         runs,

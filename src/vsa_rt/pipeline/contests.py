@@ -18,8 +18,10 @@ from vsa_rt.errors import UsageError
 from vsa_rt.pipeline.plans import OpenedPlan, Subject
 
 Tensors = Mapping[str, NDArray[Any]]
-#: Openings of each plan in a contest: a t interval of six is twice as wide as one of very many.
-_OPENINGS = 6
+#: Openings of each plan in a contest at most: a t interval of six is 1.6 times as wide as one of ten.
+MOST_OPENINGS = 10
+#: Share of a contest's time that openings may take besides.
+_OPENING_SHARE = 0.5
 #: Between a bundle's name and its input's in a workload that several bundles share; no input's name holds it.
 _OF = "\0"
 
@@ -66,9 +68,10 @@ def as_candidate(opened: OpenedPlan) -> Candidate:
 
 
 def openings_for(plans: Sequence[OpenedPlan], seconds: float) -> int:
-    """How often the plans of a contest can be opened within a time, up to six times; one where four are too many."""
+    """How often the plans of a contest are opened: up to ten times within half its time, once where four take longer."""
     each = sum(plan.open_seconds for plan in plans)
-    found = min(_OPENINGS, 1 + int(seconds / each)) if each > 0 else _OPENINGS
+    most = 1 + int(_OPENING_SHARE * seconds / each) if each > 0 else MOST_OPENINGS
+    found = min(MOST_OPENINGS, most)
     return found if found >= LEAST_OPENINGS else 1
 
 
