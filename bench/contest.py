@@ -10,7 +10,7 @@ import msgspec
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.candidate import Candidate, Tensors, check_agreement
-from vsa_rt.bench.intervals import ratio_over_openings
+from vsa_rt.bench.intervals import LEAST_OPENINGS, ratio_over_openings
 from vsa_rt.bench.records.contest import Contest, Contestant, Pairing
 from vsa_rt.errors import GateError, UsageError
 
@@ -20,6 +20,8 @@ CONFIDENCE = 0.99
 LEAST_ROUNDS, MOST_ROUNDS = 15, 400
 #: Seconds that a contest takes about, if nobody says otherwise.
 SECONDS = 20.0
+#: Fewer rounds than this give an opening no median of its own; where too few openings are left, there is one.
+_ROUNDS_PER_OPENING = 5
 #: Unmeasured calls of each candidate before the first round, as ``clock.measure`` has them.
 _WARM_UP = 3
 
@@ -81,6 +83,8 @@ def contest(
             missing[baseline.name] = f"cannot run: {type(error).__name__}: {error}"
     candidates = {c.name: c for c in (*plans, *fit)}
     rounds = rounds or rounds_for(seconds, _warm_up(candidates, inputs[0]))
+    openings = min(openings, rounds // _ROUNDS_PER_OPENING)
+    openings = openings if openings >= LEAST_OPENINGS else 1
     batch = _images(inputs[0])
     # The sensors need libraries that a contest can do without until it starts.
     from vsa_rt.bench.resources import watch

@@ -252,13 +252,18 @@ def _openings(logs: Sequence[float], openings: int) -> list[float]:
     return [statistics.median(logs[start:end]) for start, end in itertools.pairwise(ends)]
 
 
-def _over_openings(medians: Sequence[float], confidence: float, single: bool = False) -> tuple[float, float]:
+def _over_openings(
+    medians: Sequence[float], confidence: float, single: Sequence[float] = ()
+) -> tuple[float, float]:
     """A t interval of what the openings' medians, logarithms, scatter around.
 
-    ``single``: of something else that was opened once and scatters as much: its one opening adds a whole variance.
+    ``single``: medians of an engine whose openings scatter as those of something that was opened only once, whose
+    one opening adds a whole variance of theirs.
     """
     middle, count = statistics.fmean(medians), len(medians)
-    spread = statistics.stdev(medians) * math.sqrt(1 / count + single)
+    spread = math.sqrt(
+        statistics.variance(medians) / count + (statistics.variance(single) if single else 0.0)
+    )
     wide = student(confidence, count - 1) * spread
     return math.exp(middle - wide), math.exp(middle + wide)
 
@@ -312,7 +317,8 @@ def ratio_over_openings(
     medians = _openings([math.log(a / b) for a, b in zip(numerator, denominator, strict=True)], openings)
     if not medians:
         return found
-    low, high = _over_openings(medians, confidence, once)
+    own = _openings([math.log(value) for value in denominator], openings) if once else []
+    low, high = _over_openings(medians, confidence, own)
     return Ratio(found.median, min(found.low, low), max(found.high, high), found.pairs, found.confidence)
 
 
