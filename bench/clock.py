@@ -16,26 +16,6 @@ _SPIN_NS = 1_000_000
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times slower one candidate is than another, pair by pair.
-
-    Attributes:
-        median: Of the pairs' ratios.
-        low: Lower end of the interval around the median.
-        high: Upper end.
-        pairs: Number of pairs.
-        confidence: Coverage of ``low`` to ``high``, of what was asked or a little more; ``None`` where the pairs
-            are too few for any interval (then ``low`` and ``high`` are the extremes).
-    """
-
-    median: float
-    low: float
-    high: float
-    pairs: int
-    confidence: float | None
-
-
-@dataclass(frozen=True)
 class Loop:
     """A closed loop: each call began when the one before it had ended.
 
@@ -120,35 +100,6 @@ def measure(calls: Mapping[str, Call], rounds: int, warm_up: int = 3) -> dict[st
 def median_ms(samples: Sequence[float]) -> float:
     """Median of a series."""
     return statistics.median(samples)
-
-
-def _interval_ranks(count: int, confidence: float) -> tuple[int, int, float] | None:
-    """Order statistics around the median: ranks (from 0) and their exact binomial coverage."""
-    for outer in reversed(range(count // 2)):
-        # P(outer < successes < count - outer) of a fair coin: the median lies between the two ranks.
-        tail = sum(math.comb(count, k) for k in range(outer + 1)) / 2**count
-        if 1 - 2 * tail >= confidence:
-            return outer, count - 1 - outer, 1 - 2 * tail
-    return None
-
-
-def ratio(numerator: Sequence[float], denominator: Sequence[float], confidence: float = 0.95) -> Ratio:
-    """Compare two series of one ``measure``, round by round.
-
-    Args:
-        numerator: Samples of the one.
-        denominator: Samples of the other, as many.
-        confidence: Coverage of the interval (distribution-free, from order statistics).
-
-    Raises:
-        ValueError: The series are empty or differ in length.
-    """
-    pairs = sorted(a / b for a, b in zip(numerator, denominator, strict=True))
-    if not pairs:
-        raise ValueError("no samples to compare")
-    ranks = _interval_ranks(len(pairs), confidence)
-    low, high, covered = ranks if ranks else (0, len(pairs) - 1, None)
-    return Ratio(statistics.median(pairs), pairs[low], pairs[high], len(pairs), covered)
 
 
 def throughput(call: Callable[[], int], seconds: float) -> float:

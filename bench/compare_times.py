@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from vsa_rt.bench.clock import median_ms
 from vsa_rt.bench.compare_match import Both
-from vsa_rt.bench.intervals import median_ratio
+from vsa_rt.bench.medians import median_ratio
 from vsa_rt.bench.records.comparison import Row, judge
 from vsa_rt.bench.records.contest import Contest
 from vsa_rt.bench.records.timing import Run

@@ -10,7 +10,7 @@ import msgspec
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.candidate import Candidate, Tensors, check_agreement
-from vsa_rt.bench.intervals import LEAST_OPENINGS, ratio_over_openings
+from vsa_rt.bench.openings import LEAST_OPENINGS, ratio_over_openings
 from vsa_rt.bench.records.contest import Contest, Contestant, Pairing
 from vsa_rt.errors import GateError, UsageError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
+from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.parity import TOLERANCES, Comparison
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision
@@ -38,7 +39,7 @@ def main() -> None:
             calls: dict[str, clock.Call] = dict(baseline_calls(["eager"], made_of, inputs))
             samples = clock.measure(calls | {"fused": partial(runtime.infer, inputs)}, ROUNDS)
             speeds.append(
-                (size, clock.ratio(samples["eager"], samples["fused"]), clock.median_ms(samples["fused"]))
+                (size, ratio(samples["eager"], samples["fused"]), clock.median_ms(samples["fused"]))
             )
         for start in range(0, len(paths), batch):
             part = paths[start : start + batch]

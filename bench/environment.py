@@ -6,13 +6,13 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
 from vsa_rt.bench.records.trust import Environment
 from vsa_rt.bench.resources import watch
 from vsa_rt.bench.sensors import Gpus, number_of, text_of
-from vsa_rt.doctor import describe_machine
+from vsa_rt.doctor import describe_machine, library_version
+from vsa_rt.documents import without_folders
 
 #: Environment variables that steer threads, instruction sets and devices: OpenMP's, MKL's, OpenBLAS's, oneDNN's,
 #: OpenVINO's, PyTorch's and CUDA's. A prefix is listed only where nobody keeps a secret under it.
@@ -27,17 +27,10 @@ _BUSY_SECONDS = 1.0
 def _variables() -> dict[str, str]:
     """Those that are set; of paths the last part alone, which says enough and nothing about whose machine it is."""
     return {
-        name: ":".join(part.rpartition("/")[2] for part in value.split(":"))
+        name: without_folders(value)
         for name, value in sorted(os.environ.items())
         if _VARIABLES.fullmatch(name)
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _policies(root: Path) -> list[Path]:
@@ -116,7 +109,7 @@ def environment(libraries: Sequence[str], root: Path = Path("/")) -> Environment
         instruction_sets=machine.instruction_sets,
         system=machine.system,
         python=machine.python,
-        libraries={name: _version(name) for name in libraries},
+        libraries={name: library_version(name) or "not installed" for name in libraries},
         variables=_variables(),
         governor=governor(root),
         pinned=fixed,

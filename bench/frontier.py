@@ -7,7 +7,7 @@ from statistics import median
 
 import msgspec
 
-from vsa_rt.bench.intervals import typical
+from vsa_rt.bench.openings import median_over_openings
 from vsa_rt.bench.parity import Parity
 from vsa_rt.bench.records.contest import Contest, Point
 from vsa_rt.bench.records.timing import Plan
@@ -83,7 +83,7 @@ def points(contests: Sequence[Contest], plans: Sequence[Plan], parities: Mapping
             plan, parity = known[contestant.name], parities.get(contestant.name)
             quality, what = quality_of(parity)
             samples = [value / contest.batch for value in contestant.samples]
-            low, high = typical(samples, contest.openings)
+            low, high = median_over_openings(samples, contest.openings)
             found.append(
                 Point(
                     plan=plan.name,

@@ -9,10 +9,11 @@ from typing import Literal
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.intervals import series
-from vsa_rt.bench.records.timing import Run
-from vsa_rt.bench.resources import watch
+from vsa_rt.bench.records.timing import Run, Scenario
+from vsa_rt.bench.resources import Watched, watch
 from vsa_rt.errors import UsageError
 
+Settings = dict[str, float | int | str | bool | None]
 #: Calls of a quick run at least: 59 independent samples bound p95 with 95 % confidence (0.95^59 < 0.05), so that p50
 #: and p90, for which 5 and 29 are enough, stay bounded after a warm-up has been set aside.
 AT_LEAST = 59
@@ -72,29 +73,36 @@ def quick(
         )
     with watch() as watched:
         found = clock.loop(subject.turn, seconds, at_least, limit_seconds=limit)
-    count = len(found.samples_ms)
-    images = count * subject.batch
     reasons = []
-    if count < at_least:
+    if (count := len(found.samples_ms)) < at_least:
         reasons.append(
             f"{count} of {at_least} queries done within the limit of {limit:g} s; give it more time"
         )
+    settings: Settings = {"seconds": seconds, "at_least": at_least, "limit_seconds": limit}
+    return _run("quick", subject, found, watched, settings, reasons)
+
+
+def _run(
+    scenario: Scenario,
+    subject: Subject,
+    found: clock.Loop | clock.Paced,
+    watched: Watched,
+    settings: Settings,
+    reasons: list[str],
+) -> Run:
+    """The record of a loop of this harness."""
+    images = len(found.samples_ms) * subject.batch
     return Run(
-        scenario="quick",
+        scenario=scenario,
         plan=subject.plan,
         feed=subject.feed,
         batch=subject.batch,
-        settings={
-            "seconds": seconds,
-            "at_least": at_least,
-            "limit_seconds": limit,
-            "inputs": subject.inputs,
-        },
+        settings={**settings, "inputs": subject.inputs},
         latency=series(found.samples_ms),
         images=images,
         seconds=found.seconds,
         throughput=images / found.seconds,
-        dropped=None,
+        dropped=found.dropped if isinstance(found, clock.Paced) else None,
         valid=not reasons,
         reasons=reasons,
         loadgen={},
@@ -133,31 +141,10 @@ def camera(subject: Subject, fps: float, seconds: float = 5.0) -> Run:
     frames = max(1, round(fps * seconds))
     with watch() as watched:
         found = clock.paced(subject.turn, 1e3 / fps, frames)
-    count, late = len(found.samples_ms), _p99(found.late_ms)
     reasons = []
-    if late > LATE_MS:
+    if (late := _p99(found.late_ms)) > LATE_MS:
         reasons.append(
             f"the harness began calls {late:.1f} ms late (p99; expected at most {LATE_MS:g} ms): free a core for it"
         )
-    return Run(
-        scenario="camera",
-        plan=subject.plan,
-        feed=subject.feed,
-        batch=1,
-        settings={
-            "fps": fps,
-            "seconds": seconds,
-            "frames": frames,
-            "inputs": subject.inputs,
-        },
-        latency=series(found.samples_ms),
-        images=count,
-        seconds=found.seconds,
-        throughput=count / found.seconds,
-        dropped=found.dropped,
-        valid=not reasons,
-        reasons=reasons,
-        loadgen={},
-        logs=[],
-        resources=watched.result(images=count),
-    )
+    settings: Settings = {"fps": fps, "seconds": seconds, "frames": frames, "late_p99_ms": late}
+    return _run("camera", subject, found, watched, settings, reasons)

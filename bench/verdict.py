@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from vsa_rt.bench.headline import first_run, headline, pairings, percentile, quoted_pairing, ratio_text
-from vsa_rt.bench.intervals import LEAST_OPENINGS
+from vsa_rt.bench.openings import LEAST_OPENINGS
 from vsa_rt.bench.records.timing import Resources, Run, Series
 from vsa_rt.bench.records.trust import Level, ParityCheck, Reason, Verdict
 from vsa_rt.bench.report import Report

@@ -322,3 +322,32 @@ def working_folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def few(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two labelled photographs of each label."""
+    folder = tmp_path_factory.mktemp("few") / "few"
+    for label in ("dark", "bright"):
+        (folder / label).mkdir(parents=True)
+        for path in sorted((toy_data / label).iterdir())[:2]:
+            shutil.copy(path, folder / label)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def portable(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with ONNX Runtime's engine alone, which opens quickly. Shared: leave it as it is."""
+    from benches import PORTABLE, keep_engine
+
+    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("portable") / "tiny"))
+    keep_engine(root, PORTABLE)
+    return root
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what takes long and has a test of its own: cold starts, bare tools, ceilings, plots, a look around."""
+    from benches import leave_out
+
+    leave_out(monkeypatch)

@@ -17,14 +17,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import reports
+from benches import PORTABLE, keep_engine, leave_out
 from outcome import fails
 
 from vsa_rt.bench.headline import headline
 from vsa_rt.bench.report import Report, read_report
 from vsa_rt.bundle import Bundle, seal_folder
 from vsa_rt.contracts import Precision, Target
-from vsa_rt.pipeline.measurement import Measurement
 
 for library in ("jinja2", "matplotlib"):
     pytest.importorskip(library, reason=f"a benchmark's report needs {library}: vsa-rt[bench]")
@@ -35,37 +34,13 @@ Reseal = Callable[..., None]
 #: Changes a graph in place.
 Fault = Callable[[Any], None]
 SHORT = ("--seconds", "0.1", "--batch", "1", "--against", "none")
-LEAD, PORTABLE = "openvino:cpu", "onnxruntime:cpu"
+LEAD = "openvino:cpu"
 
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without cold starts, bare tools, ceilings and a look around, which compare nothing."""
-    for part in ("cold_starts", "bare_gaps", "distances"):
-        monkeypatch.setattr(Measurement, part, lambda self: None)
-    monkeypatch.setattr("vsa_rt.pipeline.bench.environment", lambda libraries: reports.environment())
-
-
-def keep_engine(root: Path, target: str) -> None:
-    """Take the engines of other targets out of a bundle."""
-    manifest = Bundle.open(root).manifest
-    kept = [e for e in manifest.engines if e.target == target]
-    assert kept, f"this machine builds nothing for {target}"
-    for engine in manifest.engines:
-        if engine not in kept:
-            shutil.rmtree(root / engine.folder)
-    seal_folder(root, msgspec.structs.replace(manifest, engines=kept))
-
-
-@pytest.fixture(scope="module")
-def few(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two labelled photographs of each label."""
-    folder = tmp_path_factory.mktemp("few") / "few"
-    for label in ("dark", "bright"):
-        (folder / label).mkdir(parents=True)
-        for path in sorted((toy_data / label).iterdir())[:2]:
-            shutil.copy(path, folder / label)
-    return folder
+    leave_out(monkeypatch, pages=False)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vsa_rt.bench import clock
+from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.parity import TOLERANCES
 from vsa_rt.contracts import Precision
 
@@ -42,7 +43,7 @@ def test_the_interval_of_a_ratio_is_of_order_statistics(
 ) -> None:
     """Ranks (from 1) and exact coverages as tables of the sign test have them."""
     series = [float(i) for i in range(1, count + 1)]
-    found = clock.ratio(series, [1.0] * count)
+    found = ratio(series, [1.0] * count)
     assert (found.low, found.high, found.pairs) == (low, high, count)
     assert found.confidence == pytest.approx(coverage)
     assert found.median == pytest.approx((count + 1) / 2)
@@ -53,7 +54,7 @@ def test_the_interval_of_a_ratio_is_of_order_statistics(
 @pytest.mark.parametrize("count", [7, 12, 31, 101])
 @pytest.mark.parametrize("confidence", [0.5, 0.95])
 def test_the_interval_is_the_narrowest_that_covers(count: int, confidence: float) -> None:
-    found = clock.ratio([float(i) for i in range(1, count + 1)], [1.0] * count, confidence)
+    found = ratio([float(i) for i in range(1, count + 1)], [1.0] * count, confidence)
     assert found.confidence is not None
     assert found.confidence >= confidence
     narrower = sum(math.comb(count, k) for k in range(int(found.low) + 1, int(found.high) - 1)) / 2**count
@@ -61,17 +62,17 @@ def test_the_interval_is_the_narrowest_that_covers(count: int, confidence: float
 
 
 def test_too_few_pairs_claim_no_confidence() -> None:
-    found = clock.ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
+    found = ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5)
     assert (found.low, found.high, found.confidence) == (1.0, 5.0, None)
-    assert clock.ratio([3.0], [2.0]).confidence is None
+    assert ratio([3.0], [2.0]).confidence is None
 
 
 def test_a_ratio_is_of_pairs_of_the_same_round() -> None:
-    assert clock.ratio([2.0, 40.0, 6.0], [1.0, 20.0, 3.0]).median == 2.0
+    assert ratio([2.0, 40.0, 6.0], [1.0, 20.0, 3.0]).median == 2.0
     with pytest.raises(ValueError, match="no samples"):
-        clock.ratio([], [])
+        ratio([], [])
     with pytest.raises(ValueError, match="shorter"):
-        clock.ratio([1.0], [])
+        ratio([1.0], [])
 
 
 # Loops. Virtual time: no load of the machine can make these fail.

@@ -13,14 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-import reports
+from benches import leave_out
 from outcome import fails
 
 from vsa_rt.bench.records.comparison import Comparison
 from vsa_rt.bench.report import report_from_json, report_to_json
 from vsa_rt.bundle import Bundle
 from vsa_rt.pipeline.bench import BenchOptions, bench
-from vsa_rt.pipeline.measurement import Measurement
 from vsa_rt.pipeline.scenarios import ScenarioOptions
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -56,13 +55,10 @@ def _calm(raw: Raw) -> None:
 @pytest.fixture(scope="module")
 def measured(tiny_bundle: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Raw:
     """A report that the harness made, its samples calmed."""
-    pytest.importorskip("msgspec")
     load = ScenarioOptions(seconds=0.1)
     options = BenchOptions(data=toy_data, batches=[1], against=("onnxruntime",), load=load)
     with pytest.MonkeyPatch.context() as patch:
-        for part in ("cold_starts", "bare_gaps", "distances"):
-            patch.setattr(Measurement, part, lambda self: None)
-        patch.setattr("vsa_rt.pipeline.bench.environment", lambda libraries: reports.environment())
+        leave_out(patch)
         report = bench([Bundle.open(tiny_bundle)], options)
     raw: Raw = json.loads(report_to_json(report))
     _calm(raw)

@@ -152,9 +152,9 @@ def test_variables_that_steer_are_listed_and_no_others(
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("KMP_AFFINITY", "granularity=fine,compact,1,0")
-    monkeypatch.setenv("OV_FRONTEND_PATH", "/home/somebody/lib:/opt/plugins")
+    monkeypatch.setenv("OV_FRONTEND_PATH", f"{tmp_path}/somebody/lib:{tmp_path}/plugins")
     monkeypatch.setenv("NVIDIA_API_KEY", "planted secret")
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", f"{tmp_path}/somebody")
     found = environment([], tmp_path).variables
     assert found["OMP_NUM_THREADS"] == "2"
     assert found["ONEDNN_MAX_CPU_ISA"] == "AVX2"

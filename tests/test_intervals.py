@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vsa_rt.bench import clock
 from vsa_rt.bench.intervals import (
     difference,
     median_interval,
-    median_ratio,
     percentile,
-    ratio_over_openings,
     series,
     share_bounds,
-    student,
 )
+from vsa_rt.bench.medians import median_ratio
 
 Array = NDArray[Any]
 
@@ -134,17 +131,20 @@ def test_a_percentile_needs_samples_and_a_share() -> None:
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
-def test_the_interval_of_a_median_is_that_of_the_clock(confidence: float) -> None:
-    """``clock.ratio`` adds whole binomial coefficients."""
+def test_the_interval_of_a_median_is_that_of_whole_binomial_coefficients(confidence: float) -> None:
     for count in range(1, 150):
-        slow = clock.ratio(counted(count), [1.0] * count, confidence)
-        fast = median_interval(counted(count), confidence)
-        if slow.confidence is None:
-            assert fast is None
+        found = median_interval(counted(count), confidence)
+        covered = [
+            1 - 2 * sum(math.comb(count, k) for k in range(outer + 1)) / 2**count
+            for outer in range(count // 2)
+        ]
+        enough = [outer for outer, share in enumerate(covered) if share >= confidence]
+        if not enough:
+            assert found is None
         else:
-            assert fast is not None
-            assert fast[:2] == (slow.low, slow.high)
-            assert fast[2] == pytest.approx(slow.confidence)
+            assert found is not None
+            assert found[:2] == (enough[-1] + 1, count - enough[-1])
+            assert found[2] == pytest.approx(covered[enough[-1]])
 
 
 def test_the_interval_of_many_samples() -> None:
@@ -300,56 +300,3 @@ def test_bounds_of_a_share_are_those_of_an_independent_library() -> None:
 def test_no_share_has_no_bounds(count: int, total: int) -> None:
     with pytest.raises(ValueError, match="no share"):
         share_bounds(count, total)
-
-
-# Several openings of the same engines
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"), [(1, 63.657), (2, 9.925), (3, 5.841), (5, 4.032), (10, 3.169), (30, 2.750)]
-)
-def test_students_quantile_is_that_of_the_tables(freedom: int, expected: float) -> None:
-    """Two-sided 99 %: Abramowitz and Stegun 1964, table 26.10, column 0.99."""
-    assert student(0.99, freedom) == pytest.approx(expected, abs=5e-4)
-
-
-def opened(
-    generator: np.random.Generator, openings: int, pairs: int, between: float, within: float
-) -> list[float]:
-    """Ratios around 1 of engines whose speed differs from opening to opening."""
-    found: list[float] = []
-    for _ in range(openings):
-        place = generator.normal(0, between)
-        found += np.exp(generator.normal(place, within, pairs)).tolist()
-    return found
-
-
-def test_openings_that_differ_are_not_taken_for_a_difference() -> None:
-    """Every opening's pairs are tight around another place: pairs alone call equals different, openings do not."""
-    generator = np.random.default_rng(5)
-    naive = careful = 0
-    for _ in range(400):
-        ratios = opened(generator, 6, 33, between=0.01, within=0.02)
-        ones = [1.0] * len(ratios)
-        alone, over = clock.ratio(ratios, ones, 0.99), ratio_over_openings(ratios, ones, 6)
-        naive += not alone.low <= 1 <= alone.high
-        careful += not over.low <= 1 <= over.high
-        assert over.low <= alone.low <= over.median <= alone.high <= over.high
-    assert naive > 40  # that is what makes the openings necessary
-    assert careful <= 10  # 4 expected at 99 %; 10 is beyond 99.7 % of such counts
-
-
-def test_a_slowdown_beyond_the_openings_is_told() -> None:
-    generator = np.random.default_rng(6)
-    told = 0
-    for _ in range(200):
-        ratios = [1.05 * r for r in opened(generator, 6, 33, between=0.01, within=0.05)]
-        told += ratio_over_openings(ratios, [1.0] * len(ratios), 6).low > 1
-    assert told >= 190
-
-
-@pytest.mark.parametrize("openings", [1, 2, 3])
-def test_too_few_openings_say_nothing_about_their_spread(openings: int) -> None:
-    ratios = opened(np.random.default_rng(7), 4, 10, 0.1, 0.01)
-    ones = [1.0] * len(ratios)
-    assert ratio_over_openings(ratios, ones, openings) == clock.ratio(ratios, ones, 0.99)

@@ -49,7 +49,7 @@ def test_a_quick_run_that_is_cut_off_says_so_and_is_invalid() -> None:
     run = quick(subject(lambda _: clock.spin(20)), seconds=0.05, at_least=10_000)
     assert run.latency is not None
     count = len(run.latency.samples)
-    assert 1 <= count < 10_000
+    assert 1 <= count <= 11  # no call begins after four times 50 ms, and none is shorter than 20
     assert not run.valid
     assert run.reasons == [f"{count} of 10000 queries done within the limit of 0.2 s; give it more time"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import reports
+from benches import leave_out
 from outcome import fails
 
 from vsa_rt.bench.report import Report, read_report
-from vsa_rt.bundle import Bundle, seal_folder
+from vsa_rt.bundle import Bundle
 from vsa_rt.pipeline.bench import BenchOptions, sweep
 from vsa_rt.pipeline.scenarios import ScenarioOptions
 from vsa_rt.render import write_report
@@ -33,42 +33,6 @@ PARTS = ["contest of batch 1", "contest of batch 2", "parity of tiny"]
 PLAN = "onnxruntime:cpu fp32"
 
 
-def _leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vsa_rt.render.pages.to_html", lambda report: "")
-    monkeypatch.setattr("vsa_rt.pipeline.bench.environment", lambda libraries: reports.environment())
-
-
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without plots and a look around the machine, which take a second each."""
-    _leave_out(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def few(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two labelled photographs of each label."""
-    folder = tmp_path_factory.mktemp("few") / "few"
-    for label in ("dark", "bright"):
-        (folder / label).mkdir(parents=True)
-        for path in sorted((toy_data / label).iterdir())[:2]:
-            shutil.copy(path, folder / label)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def portable(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle with ONNX Runtime's engine alone, which opens quickly. Shared: leave it as it is."""
-    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("portable") / "tiny"))
-    manifest = Bundle.open(root).manifest
-    for engine in manifest.engines:
-        if engine.target != "onnxruntime:cpu":
-            shutil.rmtree(root / engine.folder)
-    kept = [e for e in manifest.engines if e.target == "onnxruntime:cpu"]
-    assert len(kept) == 1, "this machine builds something else for ONNX Runtime"
-    seal_folder(root, msgspec.structs.replace(manifest, engines=kept))
-    return root
-
-
 @pytest.fixture(scope="module")
 def swept(portable: Path, few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep's folder. Shared: leave it as it is."""
@@ -76,7 +40,7 @@ def swept(portable: Path, few: Path, tmp_path_factory: pytest.TempPathFactory) -
     load = ScenarioOptions(seconds=0.1)
     options = BenchOptions(data=few, batches=[1, 2], load=load)
     with pytest.MonkeyPatch.context() as patch:
-        _leave_out(patch)
+        leave_out(patch)
         report = sweep([Bundle.open(portable)], ["target", "precision", "batch"], out, options)
         write_report(report, out)
     return out

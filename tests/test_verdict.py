@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+import reports
+import timings
 
 from vsa_rt.bench import verdict
 from vsa_rt.bench.parity import Parity, TapParity
@@ -14,7 +16,6 @@ from vsa_rt.bench.records.contest import Contest, Contestant, Pairing
 from vsa_rt.bench.records.timing import Percentile, Plan, Resources, Run, Series, Split
 from vsa_rt.bench.records.trust import (
     BundleFacts,
-    Environment,
     Level,
     ParityCheck,
     PlanParity,
@@ -52,20 +53,8 @@ def series(count: int = 400) -> Series:
 
 
 def resources() -> Resources:
-    return Resources(
-        rss_mib=300.0,
-        device_mib=None,
-        cores=1.9,
-        other_cores=0.02,
-        stolen=0.0,
-        pressure=0.03,
-        joules=None,
-        joules_per_image=None,
-        megahertz=[2600.0, 2600.0, 2600.0],
-        celsius=50.0,
-        throttled=False,
-        sources={"throttled": "thermal_throttle counters: 0 more"},
-    )
+    told = {"throttled": "thermal_throttle counters: 0 more"}
+    return timings.resources(celsius=50.0, throttled=False, sources=told)
 
 
 def parity(*reasons: str) -> Parity:
@@ -97,20 +86,7 @@ def clean() -> Report:
         seconds=60.0,
         inputs="photographs",
         inputs_sha256="0" * 64,
-        environment=Environment(
-            processor="a processor",
-            cores=2,
-            memory_gib=8.0,
-            instruction_sets=[],
-            system="Linux",
-            python="3.11",
-            libraries={},
-            variables={},
-            governor="performance",
-            pinned=True,
-            gpus=[],
-            busy=0.05,
-        ),
+        environment=changed(reports.environment(), governor="performance", pinned=True),
         bundles=[
             BundleFacts(
                 name="tiny",

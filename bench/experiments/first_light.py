@@ -24,6 +24,7 @@ from vsa_rt.bench import clock
 from vsa_rt.bench.bare import bare_call
 from vsa_rt.bench.baselines import BASELINES, Sources
 from vsa_rt.bench.candidate import Tensors
+from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.workload import from_photographs
 from vsa_rt.bundle import Bundle
 from vsa_rt.errors import ItemError
@@ -123,7 +124,7 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int) -> Iterator[Row]:
             ("separate", "fp32", "three OpenVINO fp32 sessions / fused fp32", equal),
             ("separate", "bf16", "three OpenVINO fp32 sessions / fused bf16", best),
         ):
-            r = clock.ratio(samples[slow], samples[quick])
+            r = ratio(samples[slow], samples[quick])
             yield Row(f"{names}, batch {batch}", r.median, r.low, r.high, "x", wanted, f"{r.pairs} pairs")
     for runtime in fused.values():
         runtime.close()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
+from vsa_rt.bench.intervals import ratio
 from vsa_rt.bundle import Bundle
 from vsa_rt.runtime.load import load
 
@@ -71,7 +72,7 @@ def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int, batches: Sequence
         for name, values in samples.items():
             yield Row(f"{name}, batch {batch}", clock.median_ms(values), min(values), max(values), "ms")
         for name in list(samples)[1:]:
-            found = clock.ratio(samples[eager], samples[name])
+            found = ratio(samples[eager], samples[name])
             yield Row(
                 f"{eager} / {name}, batch {batch}",
                 found.median,

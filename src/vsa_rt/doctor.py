@@ -93,7 +93,8 @@ def _memory_gib() -> float | None:
         return None
 
 
-def _version(name: str) -> str | None:
+def library_version(name: str) -> str | None:
+    """Version of an installed distribution; ``None`` if it is not."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -112,5 +113,5 @@ def describe_machine() -> Machine:
         instruction_sets=list(dict.fromkeys(text for flag, text in _FLAGS.items() if flag in flags)),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
-        libraries=[Library(name, _version(name), *texts) for name, texts in LIBRARIES.items()],
+        libraries=[Library(name, library_version(name), *texts) for name, texts in LIBRARIES.items()],
     )

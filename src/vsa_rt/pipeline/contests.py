@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vsa_rt.bench.baselines import Sources, make_baselines
 from vsa_rt.bench.candidate import Candidate
 from vsa_rt.bench.contest import contest
-from vsa_rt.bench.intervals import LEAST_OPENINGS
+from vsa_rt.bench.openings import LEAST_OPENINGS
 from vsa_rt.bench.records.contest import Contest
 from vsa_rt.bench.workload import Workload
 from vsa_rt.errors import UsageError

@@ -54,7 +54,8 @@ def _whole(runtime: Runtime, images: Sequence[Any]) -> None:
 def _images(workload: Workload, scenario: Scenario) -> list[Any]:
     if not workload.images:
         raise UsageError(
-            f"{scenario} on images: there are only the bundle's golden tensors; name photographs with --data"
+            f"{scenario} on images: there are only the bundle's golden tensors; a bundle that takes images needs "
+            "photographs: --data"
         )
     return workload.frame_sources if scenario == "camera" else workload.sources
 

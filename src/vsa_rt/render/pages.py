@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vsa_rt.documents import write_whole
 from vsa_rt.errors import UsageError, needs
 from vsa_rt.render.sections import sections
 from vsa_rt.render.text import markdown, plain
@@ -121,19 +122,6 @@ def to_markdown(report: Report) -> str:
     return _jinja(shown).get_template("report.md.j2").render(**_context(report))
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write beside the file, then put it in its place: nobody ever reads half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
 def require_pages(folder: Path) -> None:
     """Check, before minutes of measuring, that pages can be made here and written there.
 
@@ -181,11 +169,11 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     written = [folder / name for name in (FILE_NAME, MARKDOWN, HTML)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(written[0], report_to_json(report))
+        write_whole(written[0], report_to_json(report))
         for page in written[1:]:
             page.unlink(missing_ok=True)
-        _write(written[1], to_markdown(report).encode("utf-8"))
-        _write(written[2], to_html(report).encode("utf-8"))
+        write_whole(written[1], to_markdown(report).encode("utf-8"))
+        write_whole(written[2], to_html(report).encode("utf-8"))
     except OSError as error:
         raise UsageError(
             f"{folder}: the report cannot be written: {error.strerror}; name another folder"
