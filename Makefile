@@ -6,7 +6,7 @@ BUNDLE := build/quickstart.bundle
 # Copies of the photographs that scikit-image and scikit-learn ship.
 PHOTOGRAPHS := build/photographs
 
-.PHONY: demo test check wheel wheel-test clean
+.PHONY: demo test test-aot check wheel wheel-test clean
 
 demo: $(BUNDLE) $(PHOTOGRAPHS)
 	$(BIN)/vsa-rt run $(BUNDLE) $(PHOTOGRAPHS) --format table
@@ -14,6 +14,10 @@ demo: $(BUNDLE) $(PHOTOGRAPHS)
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
+
+# Whole ensembles through TensorRT's compiler, ahead of time and without a GPU: the second CI job.
+test-aot: .venv/.dev
+	$(BIN)/python -m pytest -m aot
 
 check: .venv/.dev
 	$(BIN)/ruff check .

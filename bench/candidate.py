@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from vsa_rt.bench.parity import TOLERANCES, Comparison, Tolerance
+from vsa_rt.bench.parity import TOLERANCES, Comparison, Tolerance, loosest
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import GateError, VsaError
 
@@ -23,8 +23,9 @@ def agreement(one: str, other: str) -> Tolerance:
         one: Its precision, in words.
         other: Likewise.
     """
-    exact = all(words.startswith("fp32") for words in (one, other))
-    allowed = TOLERANCES[Precision.FP32 if exact else Precision.BF16]
+    named = {p for p in Precision for words in (one, other) if words.startswith(str(p))}
+    unknown = not all(words.startswith(tuple(map(str, Precision))) for words in (one, other))
+    allowed = loosest(TOLERANCES[p] for p in named | ({Precision.BF16} if unknown else set()))
     twice = 2**0.5
     return replace(
         allowed, relative=twice * allowed.relative, gain=twice * allowed.gain, scores=twice * allowed.scores

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vsa_rt.budget import Budget
 from vsa_rt.contracts import Task
+
+if TYPE_CHECKING:
+    from vsa_rt.bench.metrics import Metric
+    from vsa_rt.bench.parity import Parity
 
 Array = NDArray[Any]
 _TINY = np.finfo(np.float64).tiny
@@ -197,6 +202,50 @@ def flip_reasons(flips: Sequence[Flip], images: int, tie: float, share: float) -
     if len(flips) > max(1, share * images):
         return [f"labels: {len(flips)} of {images} flip, allowed {100 * share:g} %"]
     return []
+
+
+def over_budget(parity: Parity, budget: Budget) -> list[str]:
+    """Why a comparison is over a budget; empty if it holds. Where nothing decides, nothing is over it.
+
+    Args:
+        parity: The comparison; its ties are those of the candidate's precision.
+        budget: What is allowed. One image may always flip within the margin: of 17 it is 6 %.
+    """
+    images, reasons = parity.images - parity.undecided, []
+    if parity.undecided:
+        reasons.append(f"scores: {parity.undecided} of {parity.images} images have one that is not a number")
+    wide = [f for f in parity.flips if not f.margin <= budget.margin]
+    if wide:
+        widest = max(wide, key=lambda f: f.margin)
+        reasons.append(
+            f"labels: {len(wide)} of {images} flip at a margin above {budget.margin:g}; the widest: "
+            f"{widest.item}, {widest.reference} to {widest.candidate} at {widest.margin:.3f}"
+        )
+    flips = len(parity.flips) - parity.ties
+    # A share of a whole number is often no binary fraction: 29 % of 100 is 28.999999999999996.
+    if flips > max(1, budget.flips * images + 1e-9):
+        reasons.append(
+            f"labels: {flips} of {images} flip outside ties, the budget is {100 * budget.flips:g} %"
+        )
+    if parity.kl is not None and not parity.kl <= budget.kl:
+        reasons.append(
+            f"scores: mean KL {parity.kl:.3g} nats, the budget is {budget.kl:g}; worst {parity.kl_item}"
+        )
+    if parity.metrics and budget.accuracy is not None:
+        reasons += _loss(parity.metrics[0], budget.accuracy)
+    return reasons
+
+
+def _loss(metric: Metric, allowed: float) -> list[str]:
+    """Why a metric's loss is over a budget: its whole interval lies below what is allowed."""
+    if metric.high >= -allowed:
+        return []
+    gap = metric.candidate - metric.reference
+    most = f"minus the budget of {allowed:g}" if allowed else "0"
+    interval = f"95 % interval {metric.low:+.4f} to {metric.high:+.4f}, wholly below {most}"
+    return [
+        f"{metric.name}: {metric.reference:.4f} to {metric.candidate:.4f}, difference {gap:+.4f}, {interval}"
+    ]
 
 
 def normalised(scores: Array) -> Array:

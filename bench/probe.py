@@ -6,9 +6,13 @@ A few hundred bytes each: the weights are a ConstantOfShape, which every engine 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vsa_rt import engines
 from vsa_rt.contracts import Precision
+
+if TYPE_CHECKING:
+    import onnx
 
 #: Four 3 x 3 convolutions of 128 channels on 28 x 28.
 CHANNELS, SIZE, LAYERS = 128, 28, 4
@@ -16,39 +20,90 @@ CHANNELS, SIZE, LAYERS = 128, 28, 4
 MACS = LAYERS * 9 * CHANNELS * CHANNELS * SIZE * SIZE
 
 
-def probe_graph(precision: Precision) -> bytes:
-    """Convolutions ``(N, 128, 28, 28)`` and a mean, in one precision, float32 outside."""
-    import onnx
-    from onnx import TensorProto, helper
+#: Precisions that have a probe graph.
+PROBED = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+#: A normal distribution's values lie within four deviations but for one of 16,000: int8's scale of what flows.
+_FLOW_SCALE = 4 / 127
+_WEIGHT = 1 / (9 * CHANNELS)
 
-    kind = TensorProto.BFLOAT16 if precision is Precision.BF16 else TensorProto.FLOAT
-    shape = helper.make_tensor("shape", TensorProto.INT64, [4], [CHANNELS, CHANNELS, 3, 3])
-    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [1 / (9 * CHANNELS)])
-    nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["weight32"], value=value),
-        helper.make_node("Cast", ["weight32"], ["weight"], to=kind),
-        helper.make_node("Cast", ["image"], ["x0"], to=kind),
-    ]
-    nodes += [
-        helper.make_node("Conv", [f"x{i}", "weight"], [f"x{i + 1}"], pads=[1, 1, 1, 1]) for i in range(LAYERS)
-    ]
-    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    nodes += [
-        helper.make_node("Cast", [f"x{LAYERS}"], ["last"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["last", "axes"], ["features"], keepdims=0),
-    ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", CHANNELS, SIZE, SIZE])
-    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", CHANNELS])
-    graph = helper.make_graph(nodes, "probe", [image], [features], [shape, axes])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString())
+
+class _Probe:
+    """The nodes of one probe graph."""
+
+    def __init__(self, precision: Precision) -> None:
+        from onnx import TensorProto, helper
+
+        self.int8 = precision is Precision.INT8
+        types = {Precision.FP16: TensorProto.FLOAT16, Precision.BF16: TensorProto.BFLOAT16}
+        self.kind = types.get(precision, TensorProto.FLOAT)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants = [helper.make_tensor("shape", TensorProto.INT64, [4], [CHANNELS, CHANNELS, 3, 3])]
+        if self.int8:
+            for name, scale in (("flow", _FLOW_SCALE), ("weight", _WEIGHT)):
+                self.constants += [
+                    helper.make_tensor(f"{name}_scale", TensorProto.FLOAT, [], [scale]),
+                    helper.make_tensor(f"{name}_zero", TensorProto.INT8, [], [0]),
+                ]
+
+    def _node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def _weights(self) -> str:
+        from onnx import TensorProto, helper
+
+        if self.int8:
+            one = helper.make_tensor("value", TensorProto.INT8, [1], [1])
+            self._node("ConstantOfShape", ["shape"], "weight_q", value=one)
+            return self._node("DequantizeLinear", ["weight_q", "weight_scale", "weight_zero"], "weight")
+        value = helper.make_tensor("value", TensorProto.FLOAT, [1], [_WEIGHT])
+        self._node("ConstantOfShape", ["shape"], "weight32", value=value)
+        return self._node("Cast", ["weight32"], "weight", to=self.kind)
+
+    def _flow(self, name: str) -> str:
+        """What a convolution reads: as it is, or quantised."""
+        if not self.int8:
+            return name
+        scale = ["flow_scale", "flow_zero"]
+        self._node("QuantizeLinear", [name, *scale], f"{name}_q")
+        return self._node("DequantizeLinear", [f"{name}_q", *scale], f"{name}_dq")
+
+    def model(self) -> bytes:
+        """The whole model."""
+        import onnx
+        from onnx import TensorProto, helper
+
+        weight = self._weights()
+        last = self._node("Cast", ["image"], "x0", to=self.kind)
+        for layer in range(1, LAYERS + 1):
+            last = self._node("Conv", [self._flow(last), weight], f"x{layer}", pads=[1, 1, 1, 1])
+        self.constants.append(helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3]))
+        self._node("Cast", [last], "last", to=TensorProto.FLOAT)
+        self._node("ReduceMean", ["last", "axes"], "features", keepdims=0)
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", CHANNELS, SIZE, SIZE])
+        features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", CHANNELS])
+        graph = helper.make_graph(self.nodes, "probe", [image], [features], self.constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString())
+
+
+def probe_graph(precision: Precision) -> bytes:
+    """Convolutions ``(N, 128, 28, 28)`` and a mean, in one precision, float32 outside.
+
+    Args:
+        precision: One of ``PROBED``. int8 is explicit: weights and what flows are quantised and dequantised,
+            symmetrically.
+    """
+    return _Probe(precision).model()
 
 
 def main() -> None:
-    """Write both graphs beside the backends."""
+    """Write all graphs beside the backends."""
     folder = Path(str(engines.__file__)).parent
-    for precision in Precision:
+    for precision in PROBED:
         (folder / f"probe.{precision}.onnx").write_bytes(probe_graph(precision))
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
-from vsa_rt.errors import EnvironmentUnusable
+from vsa_rt.errors import EnvironmentUnusable, UsageError
 
 #: A batch of inputs or outputs by tensor name.
 Tensors = Mapping[str, NDArray[Any]]
+#: How one call is divided among cores. ``threads``: all of them work on the whole batch, layer by layer. ``images``:
+#: each, or each group of them, takes a share of the images. ``branches``: each takes some of the backbones that share
+#: no arithmetic; what joins them follows on all cores.
+Division = Literal["threads", "images", "branches"]
+DIVISIONS: tuple[Division, ...] = get_args(Division)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class OpenOptions:
         slots: Sets of buffers; with more of them than streams, the host fills one while the engine works.
         first: Batch size that is compiled at once, where each is compiled by itself: an engine that cannot run
             here is to be refused when it is opened.
+        division: Batch size to how a call of so many images is divided among the threads. Empty: ``threads``. With
+            more than one stream, or with one thread, each call has its own core already: then it is ``threads``
+            whatever is asked here.
+
+    Raises:
+        UsageError: A division is unknown, or is that of a batch below 1.
     """
 
     max_batch: int
@@ -54,6 +65,28 @@ class OpenOptions:
     streams: int = 1
     slots: int = 1
     first: int = 1
+    division: Mapping[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for batch, word in self.division.items():
+            if word not in DIVISIONS:
+                raise UsageError(
+                    f"division {word!r} of batch {batch}: unknown; there are {', '.join(DIVISIONS)}"
+                )
+            if batch < 1:
+                raise UsageError(f"division {word!r} of batch {batch}: expected a batch of at least 1")
+
+    @property
+    def divides(self) -> bool:
+        """Whether one call has several threads to divide."""
+        return self.streams == 1 and self.threads > 1
+
+    def division_of(self, count: int) -> Division:
+        """How a call of ``count`` images is divided: as asked for the nearest smaller batch, else the nearest larger."""
+        if not self.divides or not self.division:
+            return "threads"
+        named = max((n for n in self.division if n <= count), default=min(self.division))
+        return DIVISIONS[DIVISIONS.index(self.division[named])]
 
 
 class Slot(Protocol):
@@ -89,6 +122,14 @@ class Session(Protocol):
     @property
     def achieved(self) -> float | None:
         """Share of the convolutions that run in the graph's precision, 0 to 1; ``None`` if unknown."""
+        ...
+
+    @property
+    def divisions(self) -> tuple[Division, ...]:
+        """The divisions that ``OpenOptions.division`` may name for this engine, graph and number of threads.
+
+        ``threads`` is always among them; with more than one stream, or with one thread, nothing else is.
+        """
         ...
 
     def prepare(self, counts: Sequence[int]) -> None:
@@ -199,10 +240,11 @@ class Backend(Protocol):
             files: In the order that ``build`` returned.
             inputs: What the manifest says the engine takes.
             outputs: What the manifest says it gives.
-            options: Batch, threads and slots.
+            options: Batch, threads, slots and division.
 
         Raises:
-            EnvironmentUnusable: The library cannot load the engine, or the engine is not what the specs say.
+            EnvironmentUnusable: The library cannot load the engine, the engine is not what the specs say, or it
+                cannot be divided as asked.
         """
         ...
 
@@ -219,7 +261,8 @@ class Backend(Protocol):
             files: As for ``open``.
             inputs: Likewise.
             outputs: Likewise.
-            options: Likewise; one stream and one slot are enough.
+            options: Likewise; one stream and one slot are enough. A call is never divided but by ``threads``: the
+                library counts by layer, and layers that run side by side would each count the time of both.
 
         Raises:
             EnvironmentUnusable: As for ``open``, or the library keeps no counters here.
@@ -233,6 +276,25 @@ def allocate(specs: Sequence[TensorSpec], max_batch: int) -> dict[str, NDArray[A
         s.name: np.zeros((max_batch, *(n for n in s.shape[1:] if n is not None)), np.dtype(s.dtype))
         for s in specs
     }
+
+
+def check_division(backend: str, options: OpenOptions, applicable: Sequence[str]) -> None:
+    """Check that an engine can be divided as asked, where anything is divided at all.
+
+    Args:
+        backend: Its name, for the message.
+        options: What is asked.
+        applicable: What can be: ``Session.divisions``.
+
+    Raises:
+        EnvironmentUnusable: Something else is asked.
+    """
+    for batch, word in options.division.items() if options.divides else ():
+        if word not in applicable:
+            raise EnvironmentUnusable(
+                f"{backend}: calls of {batch} cannot be divided by {word} here; what applies: "
+                f"{', '.join(applicable)}; rebuild the bundle"
+            )
 
 
 def check_tensor(backend: str, spec: TensorSpec, there: Mapping[str, Sequence[int | None]]) -> None:

@@ -15,7 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Precision, TensorSpec
-from vsa_rt.engines.backend import OpenOptions, Probe, RawLayer, Tensors, allocate, check_tensor
+from vsa_rt.engines.backend import (
+    Division,
+    OpenOptions,
+    Probe,
+    RawLayer,
+    Tensors,
+    allocate,
+    check_division,
+    check_tensor,
+)
 from vsa_rt.errors import EnvironmentUnusable
 
 INSTALL = "pip install 'vsa-rt[onnxruntime]'"
@@ -77,8 +86,8 @@ class OnnxRuntimeSlot:
 class OnnxRuntimeSession:
     """One ORT session; its slots may run at the same time."""
 
-    #: ORT's CPU kernels compute fp32 graphs in fp32.
-    achieved: float | None = 1.0
+    #: ORT itself shares each layer out.
+    divisions: tuple[Division, ...] = ("threads",)
 
     def __init__(
         self,
@@ -88,7 +97,9 @@ class OnnxRuntimeSession:
         options: OpenOptions,
         profile: Path | None = None,
     ) -> None:
-
+        check_division("onnxruntime", options, self.divisions)
+        #: ORT's CPU kernels compute fp32 graphs in fp32; of int8 graphs it does not tell which kernels it took.
+        self.achieved: float | None = None if b"QuantizeLinear" in model else 1.0
         share = max(1, options.threads // options.streams)
         opened = session_options(share)
         if profile is not None:
@@ -220,7 +231,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     devices = ("cpu",)
-    precisions = (Precision.FP32,)
+    precisions = (Precision.FP32, Precision.INT8)
 
     def probe(self, device: str) -> Probe:
         """Look for the library."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Target, TensorSpec
@@ -55,6 +55,10 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
     files = [bundle.read(name) for name in engine.files]
     manifest = bundle.manifest
+    # Measured with so many threads, it says nothing of others.
+    if not options.division and options.threads == engine.threads:
+        division = {int(batch): word for batch, word in engine.division.items()}
+        options = replace(options, division=division)
     return table.backend(target.backend).open(files, input_specs(manifest), output_specs(manifest), options)
 
 

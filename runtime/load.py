@@ -55,7 +55,7 @@ def load(
         wanted = Precision(precision) if precision else None
         mode = Resample(resample) if resample else manifest.resample
     except ValueError as error:
-        raise UsageError(f"{error}; precisions are fp32, bf16; resamples exact, fast") from error
+        raise UsageError(f"{error}; precisions are {', '.join(Precision)}; resamples exact, fast") from error
     size = manifest.max_batch if batch is None else batch
     if not 1 <= size <= manifest.max_batch:
         raise UsageError(f"batch {batch}: expected 1 to {manifest.max_batch}, the bundle's max-batch")

@@ -89,6 +89,18 @@ def toy_data(photographs: list[Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def calibration_photographs(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of as many photographs as int8's ranges need: the toy ones and their mirrors."""
+    folder = tmp_path_factory.mktemp("calibration")
+    for path in sorted(toy_data.rglob("*.png")):
+        with Image.open(path) as picture:
+            name = f"{path.parent.name}-{path.stem}"
+            picture.save(folder / f"{name}.png")
+            picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / f"{name}-mirror.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_recipe(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of two small networks with seeded checkpoints and a head that tells dark from bright.
 

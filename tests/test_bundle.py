@@ -21,7 +21,15 @@ import vsa_rt
 from vsa_rt.bundle import MANIFEST, Bundle, hash_file, new_folder, seal_folder
 from vsa_rt.contracts import ResizeSpec, Sentiment
 from vsa_rt.errors import BundleError, GateError
-from vsa_rt.manifest import FileRecord, InputRecord, TapRecord, manifest_from_json, manifest_to_json, seal
+from vsa_rt.manifest import (
+    CalibrationRecord,
+    FileRecord,
+    InputRecord,
+    TapRecord,
+    manifest_from_json,
+    manifest_to_json,
+    seal,
+)
 from vsa_rt.recipe import Backbone, Head
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -205,6 +213,14 @@ FORGERIES: dict[str, Callable[[Bundle], dict[str, object]]] = {
     "a target without a device": _with("engines", target="nonsense"),
     "an unknown precision": _with("engines", precision="fp3"),
     "an engine without files": _with("engines", files=[]),
+    "an engine of a graph that is not there": _with("engines", graph="absent.onnx"),
+    "an engine planned unlike its graph": _with("engines", plan={"small": "fp32", "other": "int8"}),
+    "a graph of an unknown precision": _with("graphs", plan={"small": "fp3", "other": "fp32"}),
+    "a calibration that is not there": lambda b: {
+        "calibration": CalibrationRecord(
+            path="absent.npz", method="entropy", images=16, skipped=0, warnings=[]
+        )
+    },
     "an engine of one file": _with("engines", files=["graph.onnx"]),
     "an engine whose files are not there": _with("engines", files=["absent/model.xml", "absent/model.bin"]),
 }
@@ -441,7 +457,16 @@ def wired(tiny_bundle: Path) -> Callable[..., bytes]:
         scores = [t for t in known.taps if t.kind == "scores"]
         images = [i for i in known.inputs if i.resize is not None]
         given = [*images, *([_OBJECTS] if inputs is None else inputs)]
-        changed = msgspec.structs.replace(known, recipe=recipe, inputs=given, taps=[*records, *scores])
+        exact = {n: "fp32" for n, kind in kinds.items() if kind == "backbone"}
+        changed = msgspec.structs.replace(
+            known,
+            recipe=recipe,
+            inputs=given,
+            taps=[*records, *scores],
+            graphs=[msgspec.structs.replace(known.graphs[0], plan=exact)],
+            engines=[],
+            plans=[],
+        )
         return manifest_to_json(seal(changed))
 
     return make

@@ -19,7 +19,20 @@ from vsa_rt.errors import UsageError
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["path", "label", "labels", "scores", "scores_kind", "error"]
-COMMANDS = ["doctor", "recipes", "fit", "export", "build", "inspect", "run", "check", "bench", "compare"]
+COMMANDS = [
+    "doctor",
+    "recipes",
+    "fit",
+    "export",
+    "build",
+    "lower",
+    "inspect",
+    "run",
+    "check",
+    "bisect",
+    "bench",
+    "compare",
+]
 
 
 # Help

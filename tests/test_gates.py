@@ -177,7 +177,8 @@ def scaled(graph: bytes, tap: str, factor: float) -> bytes:
     return bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+# int8 clips, and its gain has more room than 2 %: tests/test_budget.py plants its faults.
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize("tap", ["small", "other"])
 def test_a_backbone_scaled_by_two_percent_is_named_first(
     bundle_copy: Path, toy_data: Path, here: Cli, tap: str, precision: Precision

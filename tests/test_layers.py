@@ -185,8 +185,7 @@ def test_nearly_all_layer_time_of_a_bundle_has_a_backbone(
     manifest = bundle.manifest
     assert {e.target for e in manifest.engines} == {"openvino:cpu", "onnxruntime:cpu"}
     for engine in manifest.engines:
-        [record] = [g for g in manifest.graphs if g.precision == engine.precision]
-        graph = read_graph(bundle.read(record.path), 2)
+        graph = read_graph(bundle.read(engine.graph), 2)
         profiler = open_profiler(bundle, engine, OpenOptions(max_batch=2, threads=1, first=2))
         found = profile(profiler, graph, owners(graph, manifest.taps), batch_of(manifest, 2), "plan", calls=3)
         spent = by_backbone(found)

@@ -18,10 +18,18 @@ from vsa_rt.errors import UsageError
 onnx = pytest.importorskip("onnx", reason="graphs are lowered with onnx")
 pytest.importorskip("ml_dtypes", reason="bf16 weights are made with ml_dtypes")
 
-from vsa_rt.export.precision import lower, lower_to_bf16
+from vsa_rt.export.lowering.lower import lower
 from vsa_rt.export.skeleton import skeleton
+from vsa_rt.plan import Plan
 
 TAPS = ["small", "other"]
+
+
+def lower_to_bf16(graph: Any, taps: list[str], exact: dict[str, str] | None = None) -> Any:
+    """Every backbone in bf16."""
+    return lower(graph, Plan.uniform(taps, Precision.BF16), exact)
+
+
 BF16, FLOAT = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
 
 
@@ -73,7 +81,7 @@ def test_the_source_is_not_changed(graph: Any) -> None:
     before = graph.SerializeToString()
     lower_to_bf16(graph, TAPS)
     assert graph.SerializeToString() == before
-    assert lower(graph, Precision.FP32, TAPS) is graph
+    assert lower(graph, Plan.uniform(TAPS, Precision.FP32)) is graph
 
 
 def test_every_convolution_is_bf16_and_no_other_weight_is_lost(graph: Any, lowered: Any) -> None:

@@ -19,9 +19,11 @@ pytest.importorskip("timm", reason="the encoder is a small network of timm")
 pytest.importorskip("safetensors", reason="checkpoints are written as safetensors")
 from safetensors.torch import save_file
 
+from vsa_rt.contracts import Precision
 from vsa_rt.export.ensemble import LoadedEnsemble, load_ensemble
 from vsa_rt.export.graph import graph_from_ensemble
-from vsa_rt.export.precision import lower_to_bf16
+from vsa_rt.export.lowering.lower import lower
+from vsa_rt.plan import Plan
 from vsa_rt.recipe_file import read_recipe
 
 RECIPE = """\
@@ -69,12 +71,12 @@ def test_a_tap_says_what_it_reads_under_the_name_that_is_computed(twins: LoadedE
 def test_a_pca_behind_a_shared_backbone_stays_in_float32(twins: LoadedEnsemble) -> None:
     model = graph_from_ensemble(twins.module)
     taps = {t.name: t.reads for t in twins.module.taps if t.kind == "backbone"}
-    lowered = lower_to_bf16(model, taps, {"pca": taps["pca"]})
+    lowered = lower(model, Plan.uniform(taps, Precision.BF16), {"pca": taps["pca"]})
     low = {t.name for t in lowered.graph.initializer if t.data_type == onnx.TensorProto.BFLOAT16}
     products = [n for n in lowered.graph.node if n.op_type == "MatMul"]
     assert products
     assert not any(low.intersection(n.input) for n in products)
-    everything = lower_to_bf16(model, taps)
+    everything = lower(model, Plan.uniform(taps, Precision.BF16))
     low = {t.name for t in everything.graph.initializer if t.data_type == onnx.TensorProto.BFLOAT16}
     assert any(low.intersection(n.input) for n in everything.graph.node if n.op_type == "MatMul")
 

@@ -17,10 +17,13 @@ MAX_PIXELS = 178_956_970
 
 
 class Precision(str, Enum):
-    """The dtype policy that is written into a graph."""
+    """The dtype policy that is written into a graph; ``mixed`` where backbones differ (see ``vsa_rt.plan``)."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
+    MIXED = "mixed"
 
     def __str__(self) -> str:
         return self.value

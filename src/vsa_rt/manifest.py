@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import Counter
 from typing import Any, Literal
 
 import msgspec
 
-from vsa_rt.contracts import Precision, Resample, ResizeSpec, ScoresKind, Target, Task
+from vsa_rt.budget import Budget
+from vsa_rt.contracts import Resample, ResizeSpec, ScoresKind, Task
 from vsa_rt.errors import BundleError, UsageError
-from vsa_rt.recipe import Recipe, needed_backbones, options_of, tensor_input
-from vsa_rt.recipe_rules import check_recipe
+from vsa_rt.manifest_rules import check_consistency
+from vsa_rt.recipe import Recipe
 
-#: 2 since bundles say what kind of scores they give, which inputs lie beside images, and what taps read.
-SCHEMA = 2
-#: More images than this in one call are nobody's wish; it bounds what a foreign manifest can allocate.
-MAX_BATCH = 1024
-#: Of one image's tensor, for the same reason: a quarter of a gigabyte of bytes, one of floats.
-MAX_ELEMENTS = 2**28
-_DTYPES = frozenset({"uint8", "float32", "float16", "int32", "int64"})
+#: 3 since precision is planned by backbone: plans, their budget and what they were calibrated on.
+SCHEMA = 3
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -81,11 +75,21 @@ class CheckpointRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class GraphRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One ONNX graph of the bundle."""
+    """One ONNX graph of the bundle.
+
+    Attributes:
+        path: Its file.
+        precision: The one that all backbones have, else ``mixed``.
+        opset: Of the default domain.
+        plan: Tap of every backbone to its precision.
+        around: Type of what is not quantised in an int8 backbone.
+    """
 
     path: str
     precision: str
     opset: int
+    plan: dict[str, str]
+    around: str = "fp32"
 
 
 class GateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,6 +126,10 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     Attributes:
         target: ``backend:device``.
         precision: As written in the graph it was built from.
+        graph: Path of that graph.
+        plan: Tap of every backbone to its precision, as in that graph.
+        around: Type of what is not quantised in an int8 backbone.
+        exclude: Nodes of the FP32 graph that stayed in fp32 whatever their backbone's precision is.
         achieved: Share of the convolutions' work that the backend really runs in that precision, 0 to 1;
             ``None`` where the backend does not tell.
         folder: ``engines/<backend>-<device>-<precision>``.
@@ -129,17 +137,26 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         version: The backend's version that built it.
         machine: The processor or GPU that it was measured on.
         latency_ms: Batch size to median milliseconds per call, measured at build.
+        threads: That it was measured with.
+        division: Batch size to how a call of so many images is divided among as many threads; empty for the backend's
+            own way.
         gate: Its comparison with the reference.
     """
 
     target: str
     precision: str
+    graph: str
+    plan: dict[str, str]
+    around: str = "fp32"
+    exclude: list[str]
     achieved: float | None
     folder: str
     files: list[str]
     version: str
     machine: str
     latency_ms: dict[str, float]
+    threads: int
+    division: dict[str, str]
     gate: GateRecord
 
 
@@ -149,6 +166,65 @@ class Rejection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     target: str
     precision: str
     reason: str
+
+
+class PlanRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One plan that was measured on a target, whether it was taken or not.
+
+    Attributes:
+        target: Where.
+        backbones: Tap of every backbone to its precision.
+        around: Type of what is not quantised in an int8 backbone.
+        exclude: How many nodes of the FP32 graph stayed in fp32 whatever their backbone's precision is.
+        role: ``one backbone`` lowered and the others in fp32, all alike, or put together from such measurements.
+        latency_ms: Batch size to median milliseconds per call.
+        speedup: Batch size to how many times as fast as fp32 it is: the median over interleaved pairs of one run.
+        images: How many decided.
+        flips: Labels that flip outside ties.
+        ties: Labels that flip at a margin that says nothing.
+        widest: The reference's largest margin where a label flips, ties included; 0 where none does.
+        kl: Mean divergence of the normalised scores, in nats; ``None`` where labels mean nothing.
+        kl_worst: Of one image.
+        accuracy: Candidate minus reference in the task's first metric, and the low and high end of its 95 %
+            interval; empty without labels.
+        reasons: Why it is over the budget or outside its tolerance; empty if it holds.
+        chosen: Whether the target's engine was built from it.
+    """
+
+    target: str
+    backbones: dict[str, str]
+    around: str = "fp32"
+    exclude: int
+    role: Literal["one backbone", "uniform", "composed"]
+    latency_ms: dict[str, float]
+    speedup: dict[str, float]
+    images: int
+    flips: int
+    ties: int
+    widest: float
+    kl: float | None
+    kl_worst: float | None
+    accuracy: list[float]
+    reasons: list[str]
+    chosen: bool
+
+
+class CalibrationRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What int8's ranges were measured on.
+
+    Attributes:
+        path: The file of the bundle that holds the histograms and the images' hashes.
+        method: How ranges were taken from them, such as ``entropy``.
+        images: How many photographs were seen.
+        skipped: How many could not be read.
+        warnings: What was odd about them.
+    """
+
+    path: str
+    method: str
+    images: int
+    skipped: int
+    warnings: list[str]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -170,7 +246,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         checkpoints: Backbone name, or ``head``, to its weights.
         graphs: The first is the FP32 truth.
         gates: The export's own comparisons.
-        engines: Those that held their gate, fastest first.
+        engines: Those that held their gate, fastest first; a failed one only where that was forced.
+        plans: What was measured to choose precisions; empty where none was to be chosen.
+        budget: What lowered engines may change; ``None`` where none was lowered.
+        calibration: What int8's ranges were measured on; ``None`` without int8.
         rejected: What was not built.
         chosen: One sentence: which engine is the default and why.
         golden: Path of the golden tensors.
@@ -194,6 +273,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     graphs: list[GraphRecord]
     gates: list[GateRecord]
     engines: list[EngineRecord]
+    plans: list[PlanRecord]
+    budget: Budget | None
+    calibration: CalibrationRecord | None
     rejected: list[Rejection]
     chosen: str
     golden: str
@@ -214,92 +296,6 @@ def _canonical(manifest: Manifest) -> bytes:
 def manifest_to_json(manifest: Manifest) -> bytes:
     """The manifest as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-
-
-def _check_tensors(manifest: Manifest) -> str:
-    """What is wrong with the inputs and taps; empty if nothing is."""
-    if not manifest.inputs or not manifest.taps or not manifest.graphs:
-        return "a graph, its inputs and its taps are expected"
-    for record in manifest.inputs:
-        if record.dtype not in _DTYPES or not record.shape or min(record.shape) < 1:
-            return f"input {record.name!r} is {record.dtype} {record.shape}"
-        resize = record.resize
-        if record.rows and (resize is not None or record.dtype != "float32" or len(record.shape) != 2):
-            return f"input {record.name!r} has rows, but is {record.dtype} {record.shape}"
-        if resize is not None and record.shape != [resize.height, resize.width, 3]:
-            return f"input {record.name!r} has shape {record.shape}, its resize gives {resize.height} x {resize.width}"
-        if math.prod(record.shape) > MAX_ELEMENTS:
-            return f"input {record.name!r} has {math.prod(record.shape)} elements"
-    for tap in manifest.taps:
-        if not 1 <= tap.width <= MAX_ELEMENTS:
-            return f"tap {tap.name!r} has the width {tap.width}"
-    scores = [t.width for t in manifest.taps if t.kind == "scores"]
-    if manifest.labels and scores != [len(manifest.labels)]:
-        return f"{len(manifest.labels)} labels do not fit scores of width {scores}"
-    return ""
-
-
-def _check_words(manifest: Manifest) -> str:
-    """What is wrong with labels, batch and names; empty if nothing is."""
-    if len(set(manifest.labels)) != len(manifest.labels):
-        return "a label is named twice"
-    if manifest.recipe is not None and manifest.recipe.labels != manifest.labels:
-        return f"labels {manifest.labels} are not the recipe's {manifest.recipe.labels}"
-    if not 1 <= manifest.max_batch <= MAX_BATCH or not 0 < manifest.threshold < 1:
-        return f"max_batch {manifest.max_batch}, threshold {manifest.threshold}"
-    named = (
-        {g.path for g in manifest.graphs} | {f for e in manifest.engines for f in e.files} | {manifest.golden}
-    )
-    if not all(e.files for e in manifest.engines):
-        return "an engine has no files"
-    unlisted = sorted(n for n in named if n not in manifest.files)
-    if unlisted:
-        return f"{unlisted[0]!r} is named but not among the files"
-    known = {str(p) for p in Precision}
-    used = {g.precision for g in manifest.graphs} | {e.precision for e in manifest.engines}
-    unknown = sorted(used - known)
-    return f"unknown precision {unknown[0]!r}" if unknown else ""
-
-
-def _check_recipe(manifest: Manifest) -> str:
-    """What the inputs and taps have that the recipe does not imply, or lack; empty if nothing."""
-    for names in ([i.name for i in manifest.inputs], [t.name for t in manifest.taps]):
-        twice = sorted(name for name, times in Counter(names).items() if times > 1)
-        if twice:
-            return f"{twice[0]!r} is an input or a tap twice"
-    recipe = manifest.recipe
-    if recipe is None or recipe.graph is not None:
-        return ""
-    needed = needed_backbones(recipe)
-    implied = dict(given for given in map(tensor_input, needed) if given is not None)
-    ready = {i.name: i for i in manifest.inputs if i.resize is None}
-    missing = sorted(implied.keys() - ready.keys())
-    if missing:
-        return f"the recipe takes {missing[0]!r}, which is no input"
-    for name, record in ready.items():
-        if name not in implied:
-            return f"input {name!r} is a ready tensor, which the recipe does not take"
-        if record.shape != implied[name] or not record.rows:
-            rows = "" if record.rows else ", not of rows"
-            return f"input {name!r} is {record.shape}{rows}; the recipe takes rows of {implied[name]}"
-    tapped = {t.name for t in manifest.taps if t.kind == "backbone"}
-    # Equal backbones are computed once: the tap then has the name of another one of its kind.
-    shared = {(b.architecture, options_of(b)) for b in needed if b.name in tapped}
-    for backbone in needed:
-        alike = (backbone.architecture, options_of(backbone)) in shared
-        if backbone.name in recipe.head.features and backbone.name not in tapped and not alike:
-            return f"the head takes {backbone.name!r}, which is no tap"
-    return ""
-
-
-def _check_consistency(manifest: Manifest, where: str) -> None:
-    for engine in manifest.engines:
-        Target.parse(engine.target)
-    if manifest.recipe is not None:
-        check_recipe(manifest.recipe, where)
-    problem = _check_tensors(manifest) or _check_words(manifest) or _check_recipe(manifest)
-    if problem:
-        raise BundleError(f"{where}: contradicts itself: {problem}; rebuild the bundle")
 
 
 def manifest_from_json(data: bytes, where: str) -> Manifest:
@@ -329,7 +325,7 @@ def manifest_from_json(data: bytes, where: str) -> Manifest:
     if seal(manifest).digest != manifest.digest:
         raise BundleError(f"{where}: damaged: its digest does not fit its content; copy or build it again")
     try:
-        _check_consistency(manifest, where)
+        check_consistency(manifest, where)
     except UsageError as error:
         raise BundleError(f"{where}: {error}; rebuild the bundle") from error
     return manifest

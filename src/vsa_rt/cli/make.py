@@ -10,14 +10,20 @@ import typer
 from vsa_rt.cli.app import FAILED, app, shown_progress
 from vsa_rt.cli.options import (
     AsJson,
+    BudgetText,
     BuildPrecision,
+    Calib,
+    CalibMethod,
     Data,
+    Exclude,
     MaxBatch,
     RandomSeed,
     Settings,
     SplitKind,
     Targets,
     Weights,
+    budget_of,
+    excluded_of,
     settings_of,
     targets_of,
     weights_of,
@@ -124,8 +130,17 @@ def build(
     target: Targets = None,
     precision: Annotated[
         BuildPrecision,
-        typer.Option(help="`auto`: every precision of each target; the fastest that holds leads."),
+        typer.Option(
+            help="`auto`: measures every precision of every backbone, and leads with the fastest plan that holds."
+        ),
     ] = BuildPrecision.AUTO,
+    calib: Calib = None,
+    calib_method: CalibMethod = None,
+    budget: BudgetText = None,
+    exclude: Exclude = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep engines that fail; the manifest then says so.")
+    ] = False,
     data: Data = None,
     weights: Weights = None,
     random_weights: RandomSeed = None,
@@ -138,7 +153,7 @@ def build(
 ) -> None:
     """Build a bundle: export, lower, compile, gate and measure."""
     from vsa_rt import render
-    from vsa_rt.pipeline.build import BuildOptions
+    from vsa_rt.pipeline.build import METHOD, BuildOptions
     from vsa_rt.pipeline.build import build as build_bundle
 
     with shown_progress() as progress:
@@ -152,6 +167,11 @@ def build(
             precision=None if precision is BuildPrecision.AUTO else Precision(precision.value),
             recipe=recipe,
             settings=settings_of(settings),
+            calib=calib,
+            method=calib_method or METHOD,
+            budget=budget_of(budget),
+            exclude=excluded_of(exclude),
+            force=force,
         )
         manifest = build_bundle(source, out, options)
     render.manifest(manifest, out, as_json)

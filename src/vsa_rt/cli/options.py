@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vsa_rt.budget import Budget
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.errors import UsageError
 
@@ -25,7 +26,9 @@ class BuildPrecision(str, Enum):
 
     AUTO = "auto"
     FP32 = "fp32"
+    FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 class SplitKind(str, Enum):
@@ -39,6 +42,34 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 Data = Annotated[
     Path | None,
     typer.Option(help="Photographs for the gates; by default those that the export extra's packages ship."),
+]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="CLAUSE=VALUE,...",
+        help=f"What lowered engines may change, such as flips=0.5%,kl=0.005; default {Budget()}.",
+    ),
+]
+Calib = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Photographs on which int8's ranges are measured; without them nothing becomes int8.",
+    ),
+]
+CalibMethod = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD",
+        help="How ranges are taken: minmax, percentile[:PERCENT], entropy or mse; default mse.",
+    ),
+]
+Exclude = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Names of nodes that stay in fp32, one a line, such as bisect writes them."
+    ),
 ]
 Weights = Annotated[
     list[str] | None,
@@ -89,6 +120,30 @@ def weights_of(entries: list[str] | None) -> dict[str, Path]:
             raise UsageError(f"--weights {entry!r}: expected NAME=PATH")
         pairs[name] = Path(path)
     return pairs
+
+
+def budget_of(text: str | None) -> Budget:
+    """The budget of ``--budget``; the default where it is not given.
+
+    Raises:
+        UsageError: An entry names no clause, or a value that it does not take.
+    """
+    return Budget() if text is None else Budget.parse(text)
+
+
+def excluded_of(path: Path | None) -> list[str]:
+    """The node names of ``--exclude``: one a line; empty lines and those that begin with ``#`` are left out.
+
+    Raises:
+        UsageError: The file cannot be read.
+    """
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--exclude {path}: cannot be read: {error}") from error
+    return list(dict.fromkeys(w for line in lines if (w := line.strip()) and not w.startswith("#")))
 
 
 def targets_of(entries: list[str] | None) -> list[Target]:

@@ -1,40 +1,38 @@
-"""A recipe, an export or an ONNX file to a bundle: lower, compile, gate, measure, choose."""
+"""A recipe, an export or an ONNX file to a bundle: calibrate, lower, compile, gate, measure, choose."""
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
-from vsa_rt.architecture import ARCHITECTURES, family_of
-from vsa_rt.bench import clock
+from vsa_rt.budget import Budget
 from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
 from vsa_rt.contracts import Precision, Target
-from vsa_rt.doctor import usable_cores
 from vsa_rt.engines import table
-from vsa_rt.engines.backend import OpenOptions, Session
-from vsa_rt.engines.select import input_specs, output_specs
 from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
-from vsa_rt.manifest import EngineRecord, GateRecord, GraphRecord, Manifest, Rejection
-from vsa_rt.pipeline.export import (
-    DEFAULT_BATCH,
-    GRAPH,
-    ExportOptions,
-    export_into,
-)
-from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
+from vsa_rt.manifest import CalibrationRecord, EngineRecord, Manifest, Rejection
+from vsa_rt.pipeline.auto import Search, search
+from vsa_rt.pipeline.calibrate import calibrate
+from vsa_rt.pipeline.export import DEFAULT_BATCH, GRAPH, ExportOptions, export_into
+from vsa_rt.pipeline.gate import Judged, Reference, run_reference
 from vsa_rt.pipeline.images import gate_photographs
+from vsa_rt.pipeline.latency import median
+from vsa_rt.pipeline.lowered import LoweredGraphs, uniform_plan
 from vsa_rt.pipeline.reference import find_reference
+from vsa_rt.pipeline.workshop import Built, Workshop
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
-#: Rounds of the interleaved measurement that ranks the engines: at most, and at least however long they take.
-ROUNDS, FEWEST_ROUNDS = 15, 3
-#: What they may take together for one batch size, in seconds.
-_SECONDS = 20.0
+if TYPE_CHECKING:
+    from vsa_rt.export.calibration.store import Calibration
+
+#: How ranges are taken from histograms unless told otherwise (docs/performance.md compares the methods).
+METHOD = "mse"
+#: Engines this close at batch 1 are equals there, and the largest batch decides.
+_EQUAL = 1.03
 
 
 @dataclass(frozen=True)
@@ -43,68 +41,51 @@ class BuildOptions(ExportOptions):
 
     Attributes:
         targets: Where engines shall run; empty for every target that is usable here.
-        precision: Only this one; ``None`` for every precision of each target.
+        precision: Only this one; ``None`` for fp32, every lower precision and the fastest plan of each target.
         recipe: Labels and preprocessing of a bare ONNX file.
         settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
+        calib: Photographs on which int8's ranges are measured; without them nothing becomes int8.
+        method: How ranges are taken; see ``export.calibration.thresholds``.
+        budget: What lowered engines may change.
+        exclude: Names of nodes that stay in fp32 whatever their backbone's precision is.
+        force: Keep engines that fail; the manifest then says so.
     """
 
     targets: list[Target] = field(default_factory=list)
     precision: Precision | None = None
     recipe: Path | None = None
     settings: dict[str, str] = field(default_factory=dict)
+    calib: Path | None = None
+    method: str = METHOD
+    budget: Budget = field(default_factory=Budget)
+    exclude: list[str] = field(default_factory=list)
+    force: bool = False
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """One target and precision on its way to an engine."""
-
-    target: Target
-    precision: Precision
-
-    @property
-    def folder(self) -> str:
-        return f"engines/{self.target.backend}-{self.target.device}-{self.precision}"
-
-    def rejected(self, reason: str) -> Rejection:
-        return Rejection(target=str(self.target), precision=str(self.precision), reason=reason)
-
-    def __str__(self) -> str:
-        return f"{self.target} {self.precision}"
-
-
-@dataclass(frozen=True)
-class _Built:
-    """A candidate whose engine is there and was judged."""
-
-    candidate: _Candidate
-    files: list[str]
-    achieved: float | None
-    gate: GateRecord
-
-
-def _candidates(options: BuildOptions) -> tuple[list[_Candidate], list[Rejection]]:
-    """What to build, and what cannot be built here.
+def _targets(options: BuildOptions) -> tuple[list[Target], list[Rejection]]:
+    """Where to build, and where it cannot be done here.
 
     Raises:
         UsageError: A target is unknown, or has no such precision.
         EnvironmentUnusable: A target that was asked for, or every one, is not usable.
     """
-    wanted: list[_Candidate] = []
+    wanted: list[Target] = []
     rejected: list[Rejection] = []
     for target in options.targets or table.targets():
         found = table.probe(target)
         known = table.backend(target.backend).precisions
-        precisions = [p for p in known if options.precision in (None, p)]
         if options.targets and not found.usable:
             raise EnvironmentUnusable(f"target {target}: {found.reason}; {found.install}")
-        if options.targets and not precisions:
-            raise UsageError(
-                f"target {target} has no precision {options.precision}; it has {', '.join(map(str, known))}"
-            )
+        if options.precision not in (None, *known):
+            if options.targets:
+                raise UsageError(
+                    f"target {target} has no precision {options.precision}; it has {', '.join(map(str, known))}"
+                )
+        elif found.usable:
+            wanted.append(target)
         if not found.usable:
             reason = f"{found.reason}; {found.install}"
             rejected.append(Rejection(target=str(target), precision="", reason=reason))
-        wanted += [_Candidate(target, p) for p in precisions if found.usable]
     if not wanted:
         reasons = "; ".join(f"{r.target}: {r.reason}" for r in rejected)
         raise EnvironmentUnusable(
@@ -113,92 +94,43 @@ def _candidates(options: BuildOptions) -> tuple[list[_Candidate], list[Rejection
     return wanted, rejected
 
 
-@dataclass
-class _Lowered:
-    """The graphs of a folder by precision, each made when it is first asked for."""
+def _calibration(
+    folder: Path, graphs: LoweredGraphs, options: BuildOptions
+) -> tuple[Calibration | None, CalibrationRecord | None]:
+    """What int8's ranges are taken from: ``--calib``, or what the source bundle brought; stored in the folder.
 
-    folder: Path
-    manifest: Manifest
-    names: dict[Precision, str] = field(default_factory=lambda: {Precision.FP32: GRAPH})
-
-    def graph(self, precision: Precision) -> bytes:
-        """The bytes of the graph in a precision.
-
-        Raises:
-            UsageError: The graph points outside, or cannot be written in that precision.
-        """
-        if precision not in self.names:
-            with needs("export"):
-                from vsa_rt.export.foreign import graph_from_bytes
-                from vsa_rt.export.precision import lower
-
-            source = graph_from_bytes((self.folder / GRAPH).read_bytes(), GRAPH)
-            trunk = [t.name for t in self.manifest.taps if t.kind == "backbone"]
-            lowered = lower(source, precision, trunk, self._exact(trunk)).SerializeToString()
-            del source
-            name = f"graph.{precision}.onnx"
-            (self.folder / name).write_bytes(lowered)
-            self.names[precision] = name
-        return (self.folder / self.names[precision]).read_bytes()
-
-    def _exact(self, trunk: list[str]) -> dict[str, str]:
-        """Taps whose own arithmetic stays in float32, each with the tap that it reads."""
-        recipe = self.manifest.recipe
-        backbones = recipe.backbones if recipe is not None else []
-        exact = {b.name for b in backbones if ARCHITECTURES[family_of(b.architecture)].exact}
-        return {t.name: t.reads for t in self.manifest.taps if t.name in exact and t.reads in trunk}
-
-    def records(self) -> list[GraphRecord]:
-        """What the manifest says about them, FP32 first."""
-        opset = self.manifest.graphs[0].opset
-        return [GraphRecord(path=name, precision=str(p), opset=opset) for p, name in self.names.items()]
-
-
-def _compile(folder: Path, candidate: _Candidate, graph: bytes, manifest: Manifest) -> list[str]:
-    """Build one engine; gives its files."""
-    engine_folder = folder / candidate.folder
-    engine_folder.mkdir(parents=True)
-    backend = table.backend(candidate.target.backend)
-    names = backend.build(graph, engine_folder, candidate.target.device, manifest.max_batch)
-    return [f"{candidate.folder}/{name}" for name in names]
-
-
-def _open(
-    folder: Path, candidate: _Candidate, files: list[str], manifest: Manifest, first: int = 1
-) -> Session:
-    options = OpenOptions(max_batch=manifest.max_batch, threads=usable_cores(), first=first)
-    return table.backend(candidate.target.backend).open(
-        [(folder / name).read_bytes() for name in files],
-        input_specs(manifest),
-        output_specs(manifest),
-        options,
+    Raises:
+        DatasetError: Too few photographs, or an activation that is not a number.
+        UsageError: The method is unknown.
+    """
+    with needs("export"):
+        from vsa_rt.export.calibration.store import CALIBRATION, calibration_to_bytes, read_calibration
+        from vsa_rt.export.calibration.thresholds import threshold_of
+    threshold_of(options.method)
+    stored = folder / CALIBRATION
+    known = read_calibration(stored.read_bytes()) if stored.is_file() else None
+    if options.calib is not None:
+        graph = (folder / GRAPH).read_bytes()
+        known = calibrate(
+            options.calib,
+            graph,
+            graphs.activations(),
+            graphs.manifest.inputs,
+            known=known,
+            progress=options.progress,
+        )
+        stored.write_bytes(calibration_to_bytes(known))
+    if known is None:
+        return None, None
+    for warning in known.warnings:
+        options.progress(f"warning: {warning}")
+    return known, CalibrationRecord(
+        path=CALIBRATION,
+        method=options.method,
+        images=len(known.images),
+        skipped=known.skipped,
+        warnings=list(known.warnings),
     )
-
-
-def _measure(
-    folder: Path, built: list[_Built], manifest: Manifest, judged: Judged
-) -> dict[str, dict[str, float]]:
-    """Median latency in ms by candidate and batch, every candidate interleaved with the others, on photographs."""
-    found: dict[str, dict[str, float]] = {str(b.candidate): {} for b in built}
-    photographs = judged.batches[0][0].candidate
-    for batch in sorted({1, manifest.max_batch}):
-        inputs = {
-            n: np.ascontiguousarray(np.resize(a, (batch, *a.shape[1:]))) for n, a in photographs.items()
-        }
-        # Opened for one batch size at a time: each may hold the weights once more.
-        sessions = {str(b.candidate): _open(folder, b.candidate, b.files, manifest, batch) for b in built}
-        calls = {name: partial(session.slots[0].run, inputs) for name, session in sessions.items()}
-        for call in calls.values():
-            call()
-        # Each sample follows an untimed call of its own.
-        once = 2 * sum(clock.single(call) for call in calls.values())
-        rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(_SECONDS / once)))
-        for name, samples in clock.measure(calls, rounds, warm_up=1).items():
-            found[name][str(batch)] = round(clock.median_ms(samples), 3)
-        calls.clear()
-        for session in sessions.values():
-            session.close()
-    return found
 
 
 def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, Reference, Judged]:
@@ -220,6 +152,9 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
         manifest = msgspec.structs.replace(
             bundle.manifest,
             engines=[],
+            plans=[],
+            budget=None,
+            calibration=None,
             rejected=[],
             max_batch=options.max_batch or bundle.manifest.max_batch,
             graphs=bundle.manifest.graphs[:1],
@@ -246,74 +181,92 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
     )
 
 
-def _engines(
-    candidates: list[_Candidate],
-    lowered: _Lowered,
-    reference: Reference,
-    judged: Judged,
-    options: BuildOptions,
-) -> tuple[list[_Built], list[Rejection]]:
-    """Build, open and gate every candidate.
+def _only(workshop: Workshop, target: Target, options: BuildOptions, precision: Precision) -> Search:
+    """The engine of one precision, for all backbones."""
+    plan = uniform_plan(workshop.graphs.manifest, precision, options.exclude)
+    return Search(target, [workshop.build(target, plan)])
+
+
+def _searches(
+    workshop: Workshop, targets: Sequence[Target], options: BuildOptions, calibrated: bool
+) -> tuple[list[Search], list[Rejection]]:
+    """Build, open and gate what each target needs.
 
     Raises:
-        EnvironmentUnusable: One that was asked for by name cannot be built.
+        EnvironmentUnusable: A target that was asked for by name cannot be built, or none can.
+        UsageError: int8 was asked for without anything to calibrate on.
     """
-    built: list[_Built] = []
+    if options.precision is Precision.INT8 and not calibrated:
+        raise UsageError("int8 needs ranges: --calib DIR with at least 16 photographs")
+    found: list[Search] = []
     rejected: list[Rejection] = []
-    folder, manifest = lowered.folder, lowered.manifest
-    for candidate in candidates:
-        options.progress(f"building {candidate}")
+    for target in targets:
         try:
-            files = _compile(folder, candidate, lowered.graph(candidate.precision), manifest)
-            session = _open(folder, candidate, files, manifest)
+            if options.precision is not None:
+                found.append(_only(workshop, target, options, options.precision))
+                continue
+            lower = [p for p in table.backend(target.backend).precisions if p is not Precision.FP32]
+            possible = [p for p in lower if calibrated or p is not Precision.INT8]
+            search_of = search(workshop, target, possible, options.exclude)
+            if Precision.INT8 in lower and not calibrated:
+                search_of.reject("int8", "nothing to calibrate on: --calib DIR")
+            found.append(search_of)
         except (EnvironmentUnusable, UsageError) as error:
             if options.targets or options.precision:
                 raise
-            shutil.rmtree(folder / candidate.folder, ignore_errors=True)
-            rejected.append(candidate.rejected(str(error)))
-            continue
-        options.progress(f"gate: {candidate} against {reference.name}")
-        comparison = comparison_of(str(candidate), reference, manifest, candidate.precision)
-        parity = judge(comparison, judged, session.slots[0].run, manifest.max_batch)
-        built.append(_Built(candidate, files, session.achieved, record_of(parity, judged)))
-        # An engine may hold its weights once per batch size: one at a time.
-        session.close()
-    if not built:
+            word = str(options.precision or "")
+            rejected.append(Rejection(target=str(target), precision=word, reason=str(error)))
+    if not found:
         raise EnvironmentUnusable(f"no engine could be built: {'; '.join(r.reason for r in rejected)}")
-    return built, rejected
+    return found, rejected
 
 
-def _drop_failed(
-    folder: Path, built: list[_Built], options: BuildOptions
-) -> tuple[list[_Built], list[Rejection]]:
-    """Leave out engines that failed their gate.
+def _without_failed(
+    workshop: Workshop, built: Sequence[Built], options: BuildOptions
+) -> tuple[list[Built], list[Rejection]]:
+    """Leave out engines that failed their gate, unless that is forced.
 
     Raises:
         GateError: One that was asked for by name failed, or none is left.
     """
     failed = [b for b in built if not b.gate.passed]
-    if failed and (options.targets or options.precision or len(failed) == len(built)):
-        reasons = " | ".join(f"{b.candidate}: {'; '.join(b.gate.reasons)}" for b in failed)
-        raise GateError(f"failed parity: {reasons}")
+    if options.force:
+        return list(built), []
+    if failed and (options.precision or len(failed) == len(built)):
+        reasons = " | ".join(f"{b.target} {b.plan}: {'; '.join(b.gate.reasons)}" for b in failed)
+        raise GateError(
+            f"failed parity: {reasons}; keep it all the same with --force, or find the nodes with bisect"
+        )
     for b in failed:
-        shutil.rmtree(folder / b.candidate.folder)
-    rejections = [b.candidate.rejected(f"failed parity: {'; '.join(b.gate.reasons)}") for b in failed]
+        workshop.discard(b)
+    rejections = [
+        Rejection(
+            target=str(b.target),
+            precision=str(b.plan.precision),
+            reason=f"failed parity: {'; '.join(b.gate.reasons)}",
+        )
+        for b in failed
+    ]
     return [b for b in built if b.gate.passed], rejections
 
 
-def _record(b: _Built, latency: dict[str, float]) -> EngineRecord:
-    found = table.probe(b.candidate.target)
-    return EngineRecord(
-        target=str(b.candidate.target),
-        precision=str(b.candidate.precision),
-        achieved=b.achieved,
-        folder=b.candidate.folder,
-        files=b.files,
-        version=found.version,
-        machine=found.machine,
-        latency_ms=latency,
-        gate=b.gate,
-    )
+def ranked(engines: Sequence[EngineRecord]) -> list[EngineRecord]:
+    """Engines in the order in which they are tried at load: those that hold first, the fastest of them first.
+
+    Those within 3 % of the fastest at batch 1 are equals there, and of them the fastest at the largest batch leads.
+    """
+
+    def order(engine: EngineRecord) -> tuple[bool, float]:
+        return not engine.gate.passed, next(iter(engine.latency_ms.values()))
+
+    by_first = sorted(engines, key=order)
+    holding = [e for e in by_first if e.gate.passed]
+    if not holding:
+        return by_first
+    fastest = order(holding[0])[1]
+    equals = [e for e in holding if order(e)[1] <= _EQUAL * fastest]
+    leader = min(equals, key=lambda e: list(e.latency_ms.values())[-1])
+    return [leader, *(e for e in by_first if e is not leader)]
 
 
 def build(source: str, out: Path, options: BuildOptions) -> Manifest:
@@ -328,32 +281,47 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
         The manifest as written.
 
     Raises:
-        GateError: A stage left its tolerance; nothing is written.
+        GateError: A stage left its tolerance or its budget; nothing is written.
         EnvironmentUnusable: No target can be used.
     """
-    candidates, unusable = _candidates(options)
+    targets, unusable = _targets(options)
     with new_folder(out) as work:
         manifest, reference, judged = _start(source, work, options)
-        lowered = _Lowered(work, manifest)
-        built, rejected = _engines(candidates, lowered, reference, judged, options)
+        graphs = LoweredGraphs(work, manifest)
+        calibration, record = _calibration(work, graphs, options)
+        if calibration is not None:
+            graphs.ranges = calibration.thresholds(options.method)
+        workshop = Workshop(graphs, reference, judged, options.budget, options.progress)
+        found, rejected = _searches(workshop, targets, options, calibration is not None)
         del reference
-        good, failed = _drop_failed(work, built, options)
+        graphs.forget()
+        good, failed = _without_failed(workshop, [b for s in found for b in s.engines], options)
+        good = [workshop.divided(b) for b in good]
         options.progress("measuring")
-        latency = _measure(work, good, manifest, judged)
-        engines = sorted(
-            (_record(b, latency[str(b.candidate)]) for b in good),
-            key=lambda e: next(iter(e.latency_ms.values())),
+        samples = workshop.measure(good)
+        engines = ranked(
+            [b.record({batch: median(times) for batch, times in samples[b.name].items()}) for b in good]
         )
+        leaders = {e.target: e for e in reversed(engines) if e.gate.passed}
+        lowered = any(b.plan.precision is not Precision.FP32 for s in found for b in s.engines)
         return seal_folder(
             work,
             msgspec.structs.replace(
                 manifest,
-                graphs=lowered.records(),
+                graphs=graphs.records(),
                 engines=engines,
-                rejected=unusable + rejected + failed,
+                plans=[t.record(_is(leaders.get(str(s.target)), t.built)) for s in found for t in s.tried],
+                budget=options.budget if lowered else None,
+                calibration=record,
+                rejected=unusable + rejected + [r for s in found for r in s.rejected] + failed,
                 chosen=_why_first(engines),
             ),
         )
+
+
+def _is(engine: EngineRecord | None, built: Built) -> bool:
+    plan = {tap: str(precision) for tap, precision in built.plan.backbones.items()}
+    return engine is not None and (engine.folder, engine.plan) == (built.folder, plan)
 
 
 def _why_first(engines: list[EngineRecord]) -> str:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vsa_rt.bench.parity import Parity
+from vsa_rt.bench.parity import Comparison, Parity
+from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.dataset import Photograph, read_dataset
@@ -17,7 +18,7 @@ from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.select import open_session
 from vsa_rt.errors import BundleError, EnvironmentUnusable, ItemError, UsageError
 from vsa_rt.golden import read_golden, read_labels
-from vsa_rt.manifest import EngineRecord
+from vsa_rt.manifest import EngineRecord, Manifest
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.gate import (
     Judged,
@@ -92,6 +93,15 @@ class _Stage:
     precision: Precision
     run: Run
     close: Callable[[], None] = lambda: None
+    parts: Sequence[Precision] = ()
+
+    def comparison(
+        self, reference: Reference, manifest: Manifest, resample: Resample = Resample.EXACT
+    ) -> Comparison:
+        """A fresh comparison, under the bundle's budget where the stage is lowered."""
+        lowered = self.precision is not Precision.FP32
+        budget = (manifest.budget or Budget()) if lowered else None
+        return comparison_of(self.name, reference, manifest, self.precision, resample, budget, self.parts)
 
 
 def _wanted(engine: EngineRecord, options: CheckOptions) -> bool:
@@ -118,7 +128,8 @@ def _stages(bundle: Bundle, options: CheckOptions) -> tuple[list[_Stage], dict[s
             refused[engine.folder] = str(error)
             continue
         name = f"{engine.target} {engine.precision}"
-        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run, session.close))
+        parts = [Precision(p) for p in engine.plan.values()]
+        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run, session.close, parts))
     if engines and not stages:
         reasons = "; ".join(f"{k}: {v}" for k, v in refused.items())
         raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")
@@ -177,7 +188,7 @@ def check_golden(bundle: Bundle, options: CheckOptions) -> Check:
     with _opened(bundle, options) as (stages, refused):
         parities = [
             judge(
-                comparison_of(s.name, golden_reference, bundle.manifest, s.precision),
+                s.comparison(golden_reference, bundle.manifest),
                 judged,
                 s.run,
                 bundle.manifest.max_batch,
@@ -244,7 +255,7 @@ def check_photographs(
     feed = PhotographFeed(manifest.inputs, reference.prepare, resample, batch_of(manifest.recipe))
     with _opened(bundle, options) as (engines, refused):
         stages = [*_graph_stage(bundle, reference), *engines]
-        comparisons = [comparison_of(s.name, reference, manifest, s.precision, resample) for s in stages]
+        comparisons = [s.comparison(reference, manifest, resample) for s in stages]
         seen = 0
         for batch in feed.batches(photographs):
             taps = reference.run(batch.reference)

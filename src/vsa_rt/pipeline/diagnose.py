@@ -8,7 +8,8 @@ from importlib import resources
 import numpy as np
 
 from vsa_rt.bench import clock
-from vsa_rt.bench.probe import CHANNELS, MACS, SIZE
+from vsa_rt.bench.intervals import ratio
+from vsa_rt.bench.probe import CHANNELS, MACS, PROBED, SIZE
 from vsa_rt.contracts import Precision, Target, TensorSpec
 from vsa_rt.doctor import Machine, describe_machine, usable_cores
 from vsa_rt.engines import table
@@ -17,6 +18,10 @@ from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.runtime import jpeg, resample
 
 ROUNDS = 15
+#: Times the speed of fp32 on convolutions from which on a precision is said to pay: a network gains less. int8 has
+#: to cross between what a processor with VNNI gives, 4 (64 products an instruction for 16), and what one without it
+#: gives, 4/3 (three instructions for 64 products), of which quantising and what is around convolutions leave nothing.
+PAYS = {Precision.FP16: 1.2, Precision.BF16: 1.2, Precision.INT8: 2.0}
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,14 @@ class Speed:
         gmacs: Multiply-adds per second of the probe's convolutions, in 10^9; ``None`` if it cannot run.
         achieved: Share of the convolutions that ran in that precision.
         reason: Why it cannot run.
+        times: Speed against fp32, the median over pairs of one interleaved run; ``None`` where one cannot run.
     """
 
     precision: str
     gmacs: float | None
     achieved: float | None
     reason: str
+    times: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def _open(target: Target, precision: Precision) -> Session:
 def _measure(target: Target) -> list[Speed]:
     sessions: dict[Precision, Session] = {}
     reasons: dict[Precision, str] = {}
-    known = table.backend(target.backend).precisions
+    known = [p for p in table.backend(target.backend).precisions if p in PROBED]
     for precision in known:
         try:
             sessions[precision] = _open(target, precision)
@@ -98,16 +105,51 @@ def _measure(target: Target) -> list[Speed]:
     inputs = {"image": rng.standard_normal((4, CHANNELS, SIZE, SIZE), np.float32)}
     calls = {str(p): (lambda slot=s.slots[0]: slot.run(inputs)) for p, s in sessions.items()}
     samples = clock.measure(calls, ROUNDS)
-    speeds = []
-    for precision in known:
-        if precision in sessions:
-            gmacs = 4 * MACS / clock.median_ms(samples[str(precision)]) / 1e6
-            speeds.append(Speed(str(precision), round(gmacs, 1), sessions[precision].achieved, ""))
-        else:
-            speeds.append(Speed(str(precision), None, None, reasons[precision]))
+    speeds = [
+        _speed(p, samples, sessions[p].achieved) if p in sessions else Speed(str(p), None, None, reasons[p])
+        for p in known
+    ]
     for session in sessions.values():
         session.close()
     return speeds
+
+
+def _speed(precision: Precision, samples: dict[str, list[float]], achieved: float | None) -> Speed:
+    mine, exact = samples[str(precision)], samples.get(str(Precision.FP32))
+    gmacs = 4 * MACS / clock.median_ms(mine) / 1e6
+    times = round(ratio(exact, mine).median, 2) if exact else None
+    return Speed(str(precision), round(gmacs, 1), achieved, "", times)
+
+
+def paying(target: Target) -> dict[Precision, float]:
+    """How many times as fast as fp32 each lower precision computes convolutions here, by measurement.
+
+    What a processor's or a library's list of capabilities says is not asked. About two seconds.
+
+    Args:
+        target: A usable one.
+
+    Returns:
+        The lower precisions that the backend has and that run here; ``pays`` says what a number means.
+    """
+    lower = {s.precision: s.times for s in _measure(target) if s.precision != Precision.FP32}
+    return {Precision(p): times for p, times in lower.items() if times is not None}
+
+
+def pays(target: str, precision: Precision, times: float) -> str:
+    """One sentence: whether a precision pays on a target.
+
+    Args:
+        target: ``backend:device``.
+        precision: The lower one.
+        times: Its speed on convolutions against fp32.
+    """
+    word = f"{precision} will not pay on {target} here"
+    if times < 1:
+        return f"{word}: {times:.2f} of fp32's speed on convolutions."
+    if times < PAYS[precision]:
+        return f"{word}: only {times:.2f} times fp32's speed on convolutions, and a network gains less."
+    return f"{precision} pays on {target}: {times:.1f} times fp32's speed on convolutions."
 
 
 def _advice(targets: list[TargetReport], resize: str) -> list[str]:
@@ -115,11 +157,11 @@ def _advice(targets: list[TargetReport], resize: str) -> list[str]:
     if not any(t.usable for t in targets):
         advice.append("Nothing can run bundles here yet: pip install 'vsa-rt[openvino]'.")
     for target in targets:
-        speeds = {s.precision: s.gmacs for s in target.speeds if s.gmacs}
-        if "fp32" in speeds and "bf16" in speeds:
-            gain = speeds["bf16"] / speeds["fp32"]
-            verdict = "pays" if gain > 1.1 else "does not pay"
-            advice.append(f"bf16 {verdict} on {target.target}: {gain:.1f} times fp32 on convolutions.")
+        advice += [
+            pays(target.target, Precision(s.precision), s.times)
+            for s in target.speeds
+            if s.times is not None and s.precision != Precision.FP32
+        ]
     if resize == "pillow":
         advice.append(
             "Photographs are resized by Pillow: install from a wheel, or with a C compiler, for the fast code."

@@ -98,6 +98,7 @@ def new_manifest(
     gates: list[GateRecord],
 ) -> Manifest:
     """The manifest of a bundle that has a graph and no engines yet."""
+    plan = {t.name: str(Precision.FP32) for t in taps if t.kind == "backbone"}
     return Manifest(
         schema=SCHEMA,
         vsa_rt=__version__,
@@ -112,9 +113,12 @@ def new_manifest(
         taps=taps,
         max_batch=max_batch,
         checkpoints=checkpoints,
-        graphs=[GraphRecord(path=GRAPH, precision=str(Precision.FP32), opset=opset)],
+        graphs=[GraphRecord(path=GRAPH, precision=str(Precision.FP32), opset=opset, plan=plan)],
         gates=gates,
         engines=[],
+        plans=[],
+        budget=None,
+        calibration=None,
         rejected=[],
         chosen="",
         golden=GOLDEN,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.bench.parity import FAST_LEVELS, TOLERANCES, Comparison, Parity, Tolerance
+from vsa_rt.bench.parity import FAST_LEVELS, TOLERANCES, Comparison, Parity, Tolerance, loosest
+from vsa_rt.budget import Budget
 from vsa_rt.contracts import Precision, Resample
 from vsa_rt.dataset import Photograph
 from vsa_rt.manifest import GateRecord, InputRecord, Manifest
@@ -57,15 +58,23 @@ class Reference:
     run: Run
 
 
-def tolerance_for(precision: Precision, resample: Resample = Resample.EXACT) -> Tolerance:
+def tolerance_for(
+    precision: Precision, resample: Resample = Resample.EXACT, parts: Sequence[Precision] = ()
+) -> Tolerance:
     """What a precision and a resample may change together.
 
     The fast resample moves pixels, so every tap behind them moves too; only decisions are gated then.
+
+    Args:
+        precision: The candidate's.
+        resample: How the host resizes.
+        parts: Of a mixed candidate, the precisions that it is made of; any, if none is named.
     """
-    allowed = TOLERANCES[precision]
+    named = parts if precision is Precision.MIXED and parts else [precision]
+    allowed = loosest(TOLERANCES[p] for p in named)
     if resample is Resample.EXACT:
         return allowed
-    loose = TOLERANCES[Precision.BF16]
+    loose = loosest([TOLERANCES[Precision.BF16], allowed])
     return dataclasses.replace(
         loose,
         relative=float("inf"),
@@ -104,6 +113,8 @@ def comparison_of(
     manifest: Manifest,
     precision: Precision,
     resample: Resample = Resample.EXACT,
+    budget: Budget | None = None,
+    parts: Sequence[Precision] = (),
 ) -> Comparison:
     """A comparison with the tolerance of a precision and the words of a bundle.
 
@@ -113,18 +124,21 @@ def comparison_of(
         manifest: The candidate's labels, taps and task.
         precision: The candidate's.
         resample: How the host resizes.
+        budget: What a lowered candidate's decisions may change; ``None`` leaves them to the tolerance.
+        parts: As for ``tolerance_for``.
     """
     decided = decides(manifest)
     resample = effective(resample, [i.resize.kernel for i in manifest.inputs if i.resize is not None])
     return Comparison(
         stage=stage,
         reference=reference.name,
-        tolerance=tolerance_for(precision, resample),
+        tolerance=tolerance_for(precision, resample, parts),
         labels=manifest.labels if decided else [],
         reference_labels=reference.labels if decided else [],
         task=manifest.task,
         threshold=manifest.threshold,
         required=[t.name for t in manifest.taps],
+        budget=budget if decided else None,
     )
 
 

@@ -14,7 +14,7 @@ from vsa_rt.bench.limits import limits
 from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
 from vsa_rt.bundle import Bundle
 from vsa_rt.engines.backend import OpenOptions
-from vsa_rt.errors import BundleError, EnvironmentUnusable
+from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.pipeline.plans import OpenedPlan
 
 #: Milliseconds of calls with counters, roughly: 3 to 20 calls.
@@ -34,14 +34,6 @@ class Distance:
     profile: Profile | None
     why: str
     limits: Limits
-
-
-def _graph(bundle: Bundle, precision: str) -> bytes:
-    """The graph that an engine of this precision was built from."""
-    for record in bundle.manifest.graphs:
-        if record.precision == precision:
-            return bundle.read(record.path)
-    raise BundleError(f"{bundle.root}: holds no {precision} graph; rebuild the bundle")
 
 
 def distance(
@@ -66,7 +58,7 @@ def distance(
         EnvironmentUnusable: onnx is not installed, which counts the graph's work.
     """
     batch = len(next(iter(inputs.values())))
-    graph = read_graph(_graph(bundle, opened.plan.precision), batch)
+    graph = read_graph(bundle.read(opened.engine.graph), batch)
     parts = owners(graph, bundle.manifest.taps)
     options = OpenOptions(max_batch=batch, threads=opened.plan.threads, first=batch)
     layers: Profile | None = None

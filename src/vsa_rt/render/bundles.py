@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vsa_rt.render.plans import plans
 from vsa_rt.render.tables import (
     document,
     errors,
@@ -62,6 +63,7 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
         console.print()
         console.print(table)
         console.print(f"\ndefault: {escape(shown.chosen)}")
+    plans(console, shown)
     for r in shown.rejected:
         console.print(f"left out: {escape(f'{r.target} {r.precision}'.strip())}: {escape(r.reason)}")
     if warning := random_weights(shown):

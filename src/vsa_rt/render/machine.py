@@ -29,16 +29,21 @@ def diagnosis(found: Diagnosis, as_json: bool) -> None:
     console.print(
         f"Python {machine.python}, {escape(machine.system)}; resize: {found.resize}, JPEG: {found.jpeg}\n"
     )
-    table = new_table("target", "version", "precision", "GMAC/s>", "note")
+    table = new_table("target", "version", "precision", "GMAC/s>", "of fp32>", "note")
     for target in found.targets:
         if not target.usable:
-            table.add_row(target.target, "-", "-", "-", escape(f"{target.reason}; {target.install}"))
+            table.add_row(target.target, "-", "-", "-", "-", escape(f"{target.reason}; {target.install}"))
         for speed in target.speeds:
             note = speed.reason or (
                 "" if speed.achieved in (None, 1.0) else f"only {speed.achieved:.0%} ran so"
             )
             table.add_row(
-                target.target, target.version, speed.precision, number(speed.gmacs, 4), escape(note)
+                target.target,
+                target.version,
+                speed.precision,
+                number(speed.gmacs, 4),
+                "-" if speed.times is None else f"{speed.times:.2f}x",
+                escape(note),
             )
     console.print(table)
     missing = new_table("missing", "for", "install")

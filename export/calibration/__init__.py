@@ -1,0 +1,1 @@
+"""What activations were like over photographs, and the ranges that follow for symmetric int8."""

@@ -1,0 +1,178 @@
+"""``--precision auto``: the fastest plan of a target inside the budget, found by measuring each backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from vsa_rt.bench.parity import Parity
+from vsa_rt.contracts import Precision, Target
+from vsa_rt.errors import EnvironmentUnusable, UsageError
+from vsa_rt.manifest import PlanRecord, Rejection
+from vsa_rt.pipeline.composition import Alone, compose, weaken
+from vsa_rt.pipeline.latency import median, times_as_fast
+from vsa_rt.pipeline.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
+from vsa_rt.pipeline.workshop import Built, Workshop
+from vsa_rt.plan import Plan
+
+Role = Literal["one backbone", "uniform", "composed"]
+#: What one plan's measurement beside fp32 may take for one batch size, in seconds.
+_SECONDS = 4.0
+#: A precision that makes the whole call this many times slower on every batch size is not tried by backbone.
+_HOPELESS = 0.8
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One plan with what it changes and what it saves.
+
+    Attributes:
+        built: The engine; a trial's files are gone.
+        role: How the plan came about.
+        latency_ms: Batch size to median milliseconds.
+        speedup: Batch size to how many times as fast as fp32 it was.
+    """
+
+    built: Built
+    role: Role
+    latency_ms: dict[str, float]
+    speedup: dict[str, float]
+
+    @property
+    def saved(self) -> float:
+        """Share of the fp32 call's time that it saves, the mean over the batch sizes."""
+        return float(np.mean([1 - 1 / times for times in self.speedup.values()]))
+
+    def record(self, chosen: bool) -> PlanRecord:
+        """What the manifest says about it."""
+        plan, parity = self.built.plan, self.built.parity
+        first = parity.metrics[0] if parity.metrics else None
+        return PlanRecord(
+            target=str(self.built.target),
+            backbones={tap: str(precision) for tap, precision in plan.backbones.items()},
+            around=str(plan.around),
+            exclude=len(plan.exclude),
+            role=self.role,
+            latency_ms=self.latency_ms,
+            speedup=self.speedup,
+            images=parity.images,
+            flips=len(parity.flips) - parity.ties,
+            ties=parity.ties,
+            widest=max((f.margin for f in parity.flips), default=0.0),
+            kl=parity.kl,
+            kl_worst=parity.kl_worst,
+            accuracy=[first.candidate - first.reference, first.low, first.high] if first else [],
+            reasons=parity.reasons,
+            chosen=chosen,
+        )
+
+
+@dataclass
+class Search:
+    """What was built and measured for one target.
+
+    Attributes:
+        target: Where.
+        engines: Built and left in the bundle, whether they hold or not.
+        tried: Every plan that was measured, fp32 first.
+        rejected: Precisions that could not be tried, and why.
+    """
+
+    target: Target
+    engines: list[Built] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+
+    def reject(self, precision: str, reason: str) -> None:
+        """Note what is left out."""
+        self.rejected.append(Rejection(target=str(self.target), precision=precision, reason=reason))
+
+
+def harm_of(parity: Parity) -> float:
+    """How much a plan changes: mean KL of the scores in nats, or where none decide the largest relative difference."""
+    if parity.kl is not None:
+        return parity.kl
+    return max((t.relative for t in parity.taps if t.relative is not None), default=float("inf"))
+
+
+def search(
+    workshop: Workshop, target: Target, precisions: Sequence[Precision], exclude: Sequence[str]
+) -> Search:
+    """Build the engines of one target: fp32, every precision for all backbones, and the plan put together.
+
+    Args:
+        workshop: Builds them.
+        target: A usable one.
+        precisions: The lower ones that are to be tried.
+        exclude: Nodes that stay in fp32.
+
+    Raises:
+        EnvironmentUnusable: Not even fp32 can be built.
+    """
+    manifest = workshop.graphs.manifest
+    found = Search(target)
+    base = workshop.build(target, uniform_plan(manifest, Precision.FP32))
+    found.engines.append(base)
+    found.tried.append(_tried(workshop, base, base, "uniform"))
+    for precision in precisions:
+        try:
+            built = workshop.build(target, uniform_plan(manifest, precision, exclude))
+        except (EnvironmentUnusable, UsageError) as error:
+            found.reject(str(precision), str(error))
+            continue
+        found.engines.append(built)
+        found.tried.append(_tried(workshop, base, built, "uniform"))
+    promising = [t.built.plan.precision for t in found.tried[1:] if max(t.speedup.values()) > _HOPELESS]
+    if len(plannable_taps(manifest)) > 1 and promising:
+        _put_together(workshop, found, base, promising, exclude)
+    workshop.end_trials()
+    return found
+
+
+def _tried(workshop: Workshop, base: Built, built: Built, role: Role) -> Tried:
+    """Measure an engine beside fp32."""
+    samples: Mapping[str, Mapping[str, Any]] = workshop.measure(
+        [base] if built is base else [base, built], _SECONDS
+    )
+    mine, exact = samples[built.name], samples[base.name]
+    return Tried(
+        built,
+        role,
+        {batch: median(times) for batch, times in mine.items()},
+        {batch: times_as_fast(exact[batch], times) for batch, times in mine.items()},
+    )
+
+
+def _put_together(
+    workshop: Workshop, found: Search, base: Built, precisions: Sequence[Precision], exclude: Sequence[str]
+) -> None:
+    """Try every backbone alone, then the plan that follows from it, weaker ones where that is over the budget."""
+    manifest = workshop.graphs.manifest
+    reads = exact_taps(manifest)
+    measured: list[Alone] = []
+    for tap in plannable_taps(manifest):
+        for precision in precisions:
+            alone = base.plan.with_backbone(tap, precision).without(exclude)
+            try:
+                tried = _tried(workshop, base, workshop.trial(found.target, alone), "one backbone")
+            except UsageError:  # nothing in this backbone can be lowered so
+                continue
+            found.tried.append(tried)
+            parity = tried.built.parity
+            measured.append(Alone(tap, precision, tried.saved, harm_of(parity), parity.passed))
+    plan: Plan | None = compose(backbone_taps(manifest), measured, reads).without(exclude)
+    while plan is not None and plan.precision is not Precision.FP32:
+        known = next((b for b in found.engines if b.plan.backbones == plan.backbones), None)
+        built = known or workshop.build(found.target, plan)
+        if known is None:
+            found.tried.append(_tried(workshop, base, built, "composed"))
+        if built.parity.passed:
+            if known is None:
+                found.engines.append(built)
+            return
+        if known is None:
+            workshop.discard(built)
+        plan = weaken(plan, measured, reads)

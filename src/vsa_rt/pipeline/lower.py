@@ -1,0 +1,397 @@
+"""A bundle's graph in lower precision, for engines that are built elsewhere, and the proof that it is safe.
+
+CPU engines compute half in float32 and prove nothing about it. So nodes that half would spoil are found by ranges
+over photographs (``export.lowering.hazards``), and what is left is run by an executor that really rounds
+(``export.half``): nothing overflows there, and taps and decisions stay with the FP32 graph's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from vsa_rt.bench.parity import Parity
+from vsa_rt.budget import Budget
+from vsa_rt.bundle import Bundle, new_folder
+from vsa_rt.contracts import Precision
+from vsa_rt.dataset import Photograph
+from vsa_rt.documents import finite
+from vsa_rt.errors import GateError, UsageError, needs
+from vsa_rt.manifest import CalibrationRecord, InputRecord
+from vsa_rt.pipeline.calibrate import choose, peaks
+from vsa_rt.pipeline.export import Progress, silent
+from vsa_rt.pipeline.gate import (
+    Judged,
+    Reference,
+    compare_batch,
+    comparison_of,
+    decides,
+    run_reference,
+    tolerance_for,
+)
+from vsa_rt.pipeline.images import PhotographFeed, gate_photographs
+from vsa_rt.pipeline.lowered import backbone_taps, exact_taps
+from vsa_rt.pipeline.narrowed import exact_nodes, float_activations, kept_nodes, narrowed_nodes
+from vsa_rt.pipeline.proof import (
+    RECORD,
+    SCHEMA,
+    Cause,
+    Lowered,
+    OverflowRecord,
+    RangeRecord,
+    Round,
+    RoundingRecord,
+)
+from vsa_rt.pipeline.ranges import int8_ranges
+from vsa_rt.pipeline.reference import onnx_reference
+from vsa_rt.pipeline.rounding import Rounding, guilty_nodes
+from vsa_rt.plan import Plan
+from vsa_rt.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+
+#: Photographs that go through the executor that rounds: it computes node by node, without an engine's speed.
+IMAGES = 4
+#: How often nodes that overflow may be taken out and the rest be tried again.
+ROUNDS = 4
+#: What stands around int8, and what the head is, unless told otherwise: fast in half on every GPU that these graphs
+#: are for, and Turing has no products in fp32. A bf16 graph is one for later GPUs, and has no half at all.
+_AROUND = Precision.FP16
+_HEAD = {Precision.FP16: Precision.FP16, Precision.BF16: Precision.FP32, Precision.INT8: Precision.FP16}
+
+
+@dataclass(frozen=True)
+class LowerOptions:
+    """How to lower.
+
+    Attributes:
+        precision: Of all backbones: ``fp16``, ``bf16`` or ``int8``.
+        around: Of what is not quantised in int8 backbones; ``None`` for fp16.
+        head: ``None`` for fp32 in a bf16 graph, else fp16.
+        data: Photographs of both proofs; ``None`` for those that packages ship.
+        images: How many of them go through the executor that rounds.
+        calib: Photographs for int8's ranges; ``None`` for the bundle's own calibration.
+        method: How int8's ranges are taken; ``None`` for the bundle's own method, else ``build.METHOD``.
+        budget: What may change in decisions.
+        exclude: Names of nodes that stay in fp32.
+        rounds: How often nodes that overflow in the executor may be taken out.
+        force: Write a graph whose proof failed; its file then says so.
+        progress: Told of every step.
+    """
+
+    precision: Precision = Precision.FP16
+    around: Precision | None = None
+    head: Precision | None = None
+    data: Path | None = None
+    images: int = IMAGES
+    calib: Path | None = None
+    method: str | None = None
+    budget: Budget = field(default_factory=Budget)
+    exclude: Sequence[str] = ()
+    rounds: int = ROUNDS
+    force: bool = False
+    progress: Progress = silent
+
+
+def lower_bundle(bundle: Bundle, out: Path, options: LowerOptions) -> Lowered:
+    """Write a bundle's graph in lower precision, with its proof.
+
+    Args:
+        bundle: Exported or built.
+        out: A new folder; it appears whole or not at all.
+        options: Which precision, and what proves it.
+
+    Returns:
+        The proof as written.
+
+    Raises:
+        GateError: The graph cannot be made safe, and that was not forced; nothing is written.
+        UsageError: The graph is quantised already, a node is unknown, int8 has no ranges, or ``out`` is taken.
+        DatasetError: No photograph can be read, or the FP32 graph itself is not finite on one.
+        EnvironmentUnusable: A library is not installed.
+    """
+    _check_options(options)
+    _require_free(out)
+    _require_images(bundle)
+    with new_folder(out) as work:
+        found, graph = _Lowering(bundle, options, work).prove()
+        if found.reasons and not options.force:
+            raise GateError(
+                f"failed parity: {found.graph}: {'; '.join(found.reasons)}; leave out nodes with --exclude FILE, "
+                "take another precision, or write it all the same with --force"
+            )
+        (work / found.graph).write_bytes(graph)
+        record = {"schema": SCHEMA, "kind": "lowered", **finite(msgspec.to_builtins(found))}
+        (work / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    return found
+
+
+def _check_options(options: LowerOptions) -> None:
+    """Refuse what would do nothing."""
+    if options.precision not in (Precision.FP16, Precision.BF16, Precision.INT8):
+        raise UsageError(f"--precision {options.precision}: expected fp16, bf16 or int8")
+    if options.images < 1:
+        raise UsageError(f"--images {options.images}: expected at least 1, else nothing is proved")
+    if options.precision is not Precision.INT8:
+        given = {"--around": options.around, "--calib": options.calib, "--calib-method": options.method}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name}: only int8 has that; leave it out, or --precision int8")
+
+
+def _require_free(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(f"{out}: exists; choose another name or remove it")
+
+
+def _require_images(bundle: Bundle) -> None:
+    for record in bundle.manifest.inputs:
+        if record.resize is None and not record.rows:
+            raise UsageError(
+                f"{bundle.root}: input {record.name!r} is a ready tensor of which nobody knows how it is made of a "
+                "photograph: there is nothing to prove on. Build with a recipe that has the key `graph.inputs`"
+            )
+    if not backbone_taps(bundle.manifest):
+        raise UsageError(f"{bundle.root}: nothing to lower: the graph has no backbone's output")
+
+
+def trtexec_command(graph: str, inputs: Sequence[InputRecord], max_batch: int) -> str:
+    """The line that builds an engine of a graph with TensorRT's own tool, tuned for full batches.
+
+    Args:
+        graph: The file.
+        inputs: What it takes.
+        max_batch: Largest batch of one call.
+    """
+
+    def shapes(batch: int) -> str:
+        return ",".join(f"{i.name}:{'x'.join(map(str, (batch, *i.shape)))}" for i in inputs)
+
+    options = {
+        "onnx": graph,
+        "saveEngine": f"{graph.removesuffix('.onnx')}.engine",
+        "minShapes": shapes(1),
+        "optShapes": shapes(max_batch),
+        "maxShapes": shapes(max_batch),
+    }
+    return shlex.join(
+        ["trtexec", "--stronglyTyped", *(f"--{name}={value}" for name, value in options.items())]
+    )
+
+
+def _signature(model: onnx.ModelProto) -> list[tuple[str, int, list[str]]]:
+    """Names, types and shapes of what a graph takes and gives."""
+    return [
+        (
+            v.name,
+            v.type.tensor_type.elem_type,
+            [d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim],
+        )
+        for v in (*model.graph.input, *model.graph.output)
+    ]
+
+
+@dataclass
+class _Proof:
+    """What the executor showed of one graph."""
+
+    graph: onnx.ModelProto
+    plan: Plan
+    rounds: list[Round]
+    last: Rounding
+    parity: Parity
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it fails."""
+        left = self.rounds[-1].overflows
+        return [*([_overflow_words(left)] if left else []), *self.parity.reasons]
+
+
+def _overflow_words(overflows: Sequence[OverflowRecord]) -> str:
+    first = overflows[0]
+    more = f" ({len(overflows)} tensors in all)" if len(overflows) > 1 else ""
+    where = f"node {first.node!r} ({first.op})"
+    return f"overflow: {first.tensor} of {where} leaves its type's range on {first.image}{more}"
+
+
+class _Lowering:
+    """One bundle on its way to a lowered graph."""
+
+    def __init__(self, bundle: Bundle, options: LowerOptions, work: Path) -> None:
+        with needs("export"):
+            from vsa_rt.export.foreign import graph_from_bytes
+            from vsa_rt.export.lowering.lower import prepared
+        self.bundle, self.options, self.work = bundle, options, work
+        self.manifest, self.progress = bundle.manifest, options.progress
+        self.taps, self.exact = backbone_taps(self.manifest), exact_taps(self.manifest)
+        truth = self.manifest.graphs[0].path
+        # Of the FP32 graph no copy is kept: it may be a gigabyte, and lowering starts from this one all the same.
+        self.model = prepared(graph_from_bytes(bundle.read(truth), truth))
+        self.why: dict[str, tuple[Cause, str]] = {}
+        self.ranges: Mapping[str, float] = {}
+        self._check_excluded()
+
+    def _check_excluded(self) -> None:
+        names = [n.name for n in self.model.graph.node]
+        for name in self.options.exclude:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 3)
+                others = f"; there are {', '.join(near)}" if near else ""
+                raise UsageError(f"--exclude: node {name!r}: the graph has none of that name{others}")
+
+    def prove(self) -> tuple[Lowered, bytes]:
+        """The graph and its proof, whatever that says."""
+        options = self.options
+        calibration = self._calibration() if options.precision is Precision.INT8 else None
+        plan = self._plan()
+        feed, photographs = self._photographs()
+        plan, ranges = self._without_hazards(plan, feed, photographs)
+        reference = onnx_reference(self.bundle, "what was lowered")
+        few = choose(photographs, options.images)
+        self.progress(f"running the FP32 graph on {len(few)} photographs")
+        judged = run_reference(reference, self.manifest.inputs, few, self.manifest.recipe)
+        proof = self._rounded(plan, reference, judged)
+        graph = proof.graph.SerializeToString()
+        name = f"graph.{options.precision}.onnx"
+        seen = proof.last
+        found = Lowered(
+            vsa_rt=__version__,
+            source=self.manifest.digest,
+            graph=name,
+            nbytes=len(graph),
+            sha256=hashlib.sha256(graph).hexdigest(),
+            opset=self.manifest.graphs[0].opset,
+            inputs=self.manifest.inputs,
+            outputs={t.name: t.width for t in self.manifest.taps},
+            plan=proof.plan,
+            kept=kept_nodes(self.model, proof.plan, self.exact, self.why),
+            ranges=ranges,
+            rounding=RoundingRecord(
+                photographs=len(few),
+                tensors=seen.tensors,
+                largest=seen.largest if math.isfinite(seen.largest) else None,
+                tensor=seen.tensor,
+                rounds=proof.rounds,
+            ),
+            tolerance=tolerance_for(options.precision),
+            budget=options.budget,
+            decides=decides(self.manifest),
+            parity=proof.parity,
+            calibration=calibration,
+            trtexec=trtexec_command(name, self.manifest.inputs, self.manifest.max_batch),
+            verdict="failed parity" if proof.reasons else "holds",
+            reasons=proof.reasons,
+        )
+        return found, graph
+
+    def _plan(self) -> Plan:
+        """The plan as asked for; what cancels is left out of it by name, the head's type being another matter."""
+        options = self.options
+        plan = Plan.uniform(
+            self.taps,
+            options.precision,
+            around=(options.around or _AROUND) if options.precision is Precision.INT8 else Precision.FP32,
+            head=options.head or _HEAD[options.precision],
+        )
+        self._keep(dict.fromkeys(options.exclude, ("asked", "")))
+        self._keep(dict.fromkeys(exact_nodes(self.model, plan, self.exact), ("exact", "")))
+        return plan.without(self.why)
+
+    def _keep(self, why: Mapping[str, tuple[Cause, str]]) -> None:
+        """Note why nodes are excluded; the first cause stays."""
+        self.why = {**why, **self.why}
+
+    def _photographs(self) -> tuple[PhotographFeed, list[Photograph]]:
+        """Those that can be read, and what was found on the way."""
+        chosen = gate_photographs(self.options.data, self.manifest.recipe)
+        self.progress(f"reading {len(chosen)} photographs")
+        feed = PhotographFeed(self.manifest.inputs, lambda _picture: {})
+        return feed, [p for batch in feed.batches(chosen) for p in batch.photographs]
+
+    def _calibration(self) -> CalibrationRecord:
+        """int8's ranges; their histograms go with the graph."""
+        known, record = int8_ranges(
+            self.bundle, self.model, self.options.calib, self.options.method, self.progress
+        )
+        self.ranges = known.thresholds(record.method)
+        with needs("export"):
+            from vsa_rt.export.calibration.store import calibration_to_bytes
+        (self.work / record.path).write_bytes(calibration_to_bytes(known))
+        return record
+
+    def _without_hazards(
+        self, plan: Plan, feed: PhotographFeed, photographs: Sequence[Photograph]
+    ) -> tuple[Plan, RangeRecord | None]:
+        """The plan without the nodes that half would spoil, by ranges over photographs."""
+        with needs("export"):
+            from vsa_rt.export.lowering.hazards import HEADROOM, LARGEST, hazards
+        nodes = narrowed_nodes(self.model, plan, self.exact, [Precision.FP16])
+        if not nodes:
+            return plan, None
+        tensors = float_activations(self.model, nodes)
+        graph = self.model.SerializeToString()
+
+        def progress(step: str) -> None:
+            self.progress(step.replace("calibrating", f"ranges of {len(tensors)} activations", 1))
+
+        measured = peaks(photographs, graph, tensors, self.manifest.inputs, progress)
+        indices = [i for i, n in enumerate(self.model.graph.node) if n.name in nodes]
+        found = hazards(self.model, indices, measured)
+        self._keep({name: ("ranges", reason) for name, reason in found.items()})
+        record = RangeRecord(
+            photographs=len(photographs),
+            skipped=len(feed.rejected),
+            stand_ins=feed.stand_ins,
+            limit=LARGEST / HEADROOM,
+            peaks={name: float(f"{value:.6g}") for name, value in measured.items()},
+        )
+        return plan.without(found), record
+
+    def _rounded(self, plan: Plan, reference: Reference, judged: Judged) -> _Proof:
+        """The graph of a plan through the executor that rounds, anew without whatever overflowed, so often as allowed."""
+        rounds: list[Round] = []
+        while True:
+            graph = self._lowered(plan)
+            seen, parity = self._run(graph, plan, reference, judged, len(rounds))
+            guilty: list[str] = []
+            if len(rounds) < self.options.rounds:
+                guilty = guilty_nodes(graph, seen, narrowed_nodes(self.model, plan, self.exact))
+            rounds.append(Round(overflows=list(seen.overflows.values()), excluded=guilty))
+            if not guilty:
+                return _Proof(graph, plan, rounds, seen, parity)
+            reason = _overflow_words(list(seen.overflows.values()))
+            self._keep(dict.fromkeys(guilty, ("overflow", f"in the executor, round {len(rounds)}: {reason}")))
+            plan = plan.without(guilty)
+
+    def _lowered(self, plan: Plan) -> onnx.ModelProto:
+        with needs("export"):
+            from vsa_rt.export.lowering.lower import lower
+        self.progress(f"lowering: {plan}")
+        graph = lower(self.model, plan, self.exact, self.ranges)
+        if _signature(graph) != _signature(self.model):
+            raise GateError(f"lowering to {plan} changed what the graph takes or gives; report this graph")
+        return graph
+
+    def _run(
+        self, graph: onnx.ModelProto, plan: Plan, reference: Reference, judged: Judged, number: int
+    ) -> tuple[Rounding, Parity]:
+        """Every photograph, one by one."""
+        names = [name for batch, _ in judged.batches for name in batch.names]
+        again = f", again without what overflowed ({number})" if number else ""
+        seen = Rounding(graph, names, lambda image: self.progress(f"rounding {image}{again}"))
+        comparison = comparison_of(
+            f"rounded {plan.precision}", reference, self.manifest, plan.precision, budget=self.options.budget
+        )
+        for batch, taps in judged.batches:
+            compare_batch(comparison, batch, taps, seen.run, max_batch=1)
+        return seen, comparison.result()

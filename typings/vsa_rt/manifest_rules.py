@@ -1,0 +1,1 @@
+../../src/vsa_rt/manifest_rules.py
