@@ -43,32 +43,10 @@ def bare_call(runtime: Runtime, inputs: Tensors) -> Callable[[], None]:
     """
     session = runtime.session
     if isinstance(session, OpenVinoSession):
-        return _openvino_request(session, inputs)
+        return session.bare_call(inputs)
     if isinstance(session, OnnxRuntimeSession):
         return _onnxruntime_binding(session, inputs)
     raise EnvironmentUnusable(f"{runtime.choice.engine.target}: the bare call of this backend is not known")
-
-
-def _openvino_request(session: OpenVinoSession, inputs: Tensors) -> Callable[[], None]:
-    """Infer requests of the same compiled models, one per batch size that a call is made of."""
-    import openvino as ov
-
-    # A request keeps no reference to the memory that it reads: it stays here beside it.
-    requests = []
-    start = 0
-    for count in session.parts(len(next(iter(inputs.values())))):
-        request = session.compiled(count).create_infer_request()
-        for name, array in inputs.items():
-            request.set_tensor(name, ov.Tensor(array[start : start + count], shared_memory=True))
-        requests.append((request, inputs))
-        start += count
-
-    def call() -> None:
-        for request, _ in requests:
-            request.start_async()
-            request.wait()
-
-    return call
 
 
 def _onnxruntime_binding(session: OnnxRuntimeSession, inputs: Tensors) -> Callable[[], None]:

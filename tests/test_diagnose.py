@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,10 +15,15 @@ from vsa_rt.bench import clock
 from vsa_rt.bench.layer_kinds import kind_of_word
 from vsa_rt.bench.probe import CHANNELS, LAYERS, PROBED, SIZE, probe_graph
 from vsa_rt.contracts import Precision, Target, TensorSpec
+from vsa_rt.doctor import describe_machine
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.pipeline import diagnose
 
+if TYPE_CHECKING:
+    import subprocess
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 OPENVINO = Target("openvino", "cpu")
 
 
@@ -117,3 +125,18 @@ def test_openvino_runs_the_probe_of_int8_in_bytes() -> None:
 def test_onnxruntime_takes_the_probe_of_int8() -> None:
     pytest.importorskip("onnxruntime", reason="it opens the probe")
     diagnose._open(Target("onnxruntime", "cpu"), Precision.INT8).close()
+
+
+@pytest.mark.skipif(
+    not any("BF16" in words for words in describe_machine().instruction_sets),
+    reason="the processor has no bf16 instructions to hide",
+)
+def test_doctor_finds_out_that_bf16_does_not_pay_where_its_instructions_are_hidden(vsa: Cli) -> None:
+    """The library's list of capabilities still names them: only a measurement tells."""
+    pytest.importorskip("openvino", reason="its convolutions are measured")
+    done = vsa("doctor", "--json", env={"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"})
+    found = json.loads(done.stdout)
+    [target] = [t for t in found["targets"] if t["target"] == "openvino:cpu"]
+    [speed] = [s for s in target["speeds"] if s["precision"] == "bf16"]
+    assert speed["times"] < 1, "emulated bf16 was measured five times slower than fp32"
+    assert any(line.startswith("bf16 will not pay on openvino:cpu here") for line in found["advice"])

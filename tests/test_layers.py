@@ -194,7 +194,9 @@ def test_nearly_all_layer_time_of_a_bundle_has_a_backbone(
         homes = [n for layer in found.layers for n in layer.nodes if graph.nodes[n].op == "Conv"]
         assert sorted(homes) == sorted(n.name for n in graph.nodes.values() if n.op == "Conv")
         precisions = {layer.precision for layer in found.layers if layer.kind == "convolution"}
-        assert precisions == {engine.precision}
+        # What stays exact in fp32 may have convolutions of its own.
+        assert precisions <= set(engine.plan.values())
+        assert precisions
 
 
 def batch_of(manifest: Manifest, count: int) -> dict[str, Any]:

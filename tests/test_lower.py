@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle, seal_folder
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import BundleError, GateError, UsageError
@@ -655,7 +656,7 @@ def test_int8_takes_the_ranges_and_the_method_of_its_bundle(
             precision=Precision.FP32,
         ),
     )
-    found = run(built, tmp_path / "out", photos, INT8)
+    found = run(built, tmp_path / "out", photos, INT8, budget=Budget(kl=0.1))
     assert found.calibration is not None
     assert (found.calibration.method, found.calibration.images) == ("percentile:99.9", 24)
     stored = (tmp_path / "out" / found.calibration.path).read_bytes()
@@ -724,7 +725,6 @@ def test_labels_of_a_random_head_are_not_judged(
 
 
 def test_the_budget_gates(tiny: Path, photos: Path, tmp_path: Path) -> None:
-    from vsa_rt.budget import Budget
 
     with pytest.raises(GateError, match="mean KL"):
         run(tiny, tmp_path / "out", photos, BF16, budget=Budget(kl=0.0))

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: How ranges are taken from histograms unless told otherwise (docs/performance.md compares the methods).
 METHOD = "mse"
-#: Engines this close at batch 1 are equals there, and the largest batch decides.
-_EQUAL = 1.03
 
 
 @dataclass(frozen=True)
@@ -251,22 +249,17 @@ def _without_failed(
 
 
 def ranked(engines: Sequence[EngineRecord]) -> list[EngineRecord]:
-    """Engines in the order in which they are tried at load: those that hold first, the fastest of them first.
+    """Engines in the order in which they are tried at load: those that hold first, the best of them first.
 
-    Those within 3 % of the fastest at batch 1 are equals there, and of them the fastest at the largest batch leads.
+    An engine is as good as its worst batch size: how many times the time of the fastest engine that holds it takes there.
     """
+    holding = [e for e in engines if e.gate.passed] or list(engines)
+    fastest = {batch: min(e.latency_ms[batch] for e in holding) for batch in holding[0].latency_ms}
 
     def order(engine: EngineRecord) -> tuple[bool, float]:
-        return not engine.gate.passed, next(iter(engine.latency_ms.values()))
+        return not engine.gate.passed, max(ms / fastest[batch] for batch, ms in engine.latency_ms.items())
 
-    by_first = sorted(engines, key=order)
-    holding = [e for e in by_first if e.gate.passed]
-    if not holding:
-        return by_first
-    fastest = order(holding[0])[1]
-    equals = [e for e in holding if order(e)[1] <= _EQUAL * fastest]
-    leader = min(equals, key=lambda e: list(e.latency_ms.values())[-1])
-    return [leader, *(e for e in by_first if e is not leader)]
+    return sorted(engines, key=order)
 
 
 def build(source: str, out: Path, options: BuildOptions) -> Manifest:
@@ -327,6 +320,11 @@ def _is(engine: EngineRecord | None, built: Built) -> bool:
 def _why_first(engines: list[EngineRecord]) -> str:
     """One sentence: which engine is the default, and why."""
     first = engines[0]
-    others = ", ".join(f"{e.target} {e.precision} {e.latency_ms['1']:.1f} ms" for e in engines[1:])
-    text = f"{first.target} {first.precision}: fastest at batch 1 ({first.latency_ms['1']:.1f} ms"
-    return f"{text}; {others})" if others else f"{text}, the only one)"
+    if len(engines) == 1:
+        return f"{first.target} {first.precision}: the only one ({_times(first)})"
+    others = "; ".join(f"{e.target} {e.precision} {_times(e)}" for e in engines[1:])
+    return f"{first.target} {first.precision}: fastest over its batch sizes ({_times(first)}; {others})"
+
+
+def _times(engine: EngineRecord) -> str:
+    return ", ".join(f"{ms:.1f} ms at batch {batch}" for batch, ms in engine.latency_ms.items())

@@ -164,7 +164,7 @@ def compare_sizes(
         size *= 2
 
 
-def judge(comparison: Comparison, judged: Judged, run: Run, max_batch: int) -> Parity:
+def judge(comparison: Comparison, judged: Judged, run: Run, max_batch: int, sizes: bool = True) -> Parity:
     """Compare one candidate with the reference's outputs over photographs, and in every batch size.
 
     Args:
@@ -172,10 +172,12 @@ def judge(comparison: Comparison, judged: Judged, run: Run, max_batch: int) -> P
         judged: Photographs with the reference's taps.
         run: The candidate.
         max_batch: The candidate's largest batch.
+        sizes: Whether every batch size is run; without it, only as many images at a time as there are.
     """
     for batch, taps in judged.batches:
         compare_batch(comparison, batch, taps, run, max_batch)
-    compare_sizes(comparison, *judged.batches[0], run, max_batch)
+    if sizes:
+        compare_sizes(comparison, *judged.batches[0], run, max_batch)
     return comparison.result()
 
 

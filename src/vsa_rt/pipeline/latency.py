@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vsa_rt.bench import clock
 
 #: Rounds of an interleaved measurement: at most, and at least however long they take.
-ROUNDS, FEWEST_ROUNDS = 15, 3
+ROUNDS, FEWEST_ROUNDS = 30, 3
 
 Tensors = Mapping[str, NDArray[Any]]
 

@@ -64,6 +64,7 @@ class LoweredGraphs:
     manifest: Manifest
     ranges: Mapping[str, float] = field(default_factory=dict)
     _kept: dict[str, Plan] = field(default_factory=dict)
+    _users: dict[str, set[str]] = field(default_factory=dict)
     _source: onnx.ModelProto | None = None
 
     def source(self) -> onnx.ModelProto:
@@ -102,12 +103,13 @@ class LoweredGraphs:
         self._source = None
 
     def keep(self, plan: Plan, graph: bytes, whose: str) -> str:
-        """Store a lowered graph in the folder.
+        """Store a lowered graph in the folder; engines of the same plan share it.
 
         Args:
             plan: That it was lowered by.
             graph: Its bytes.
-            whose: Word for the file's name where another plan of the same precision has it.
+            whose: The target that needs it, as a word for the file's name where another plan of the same precision has
+                the plain one.
 
         Returns:
             Its path in the bundle.
@@ -116,14 +118,17 @@ class LoweredGraphs:
             return GRAPH
         for name in (f"graph.{plan.precision}.onnx", f"graph.{plan.precision}.{whose}.onnx"):
             if self._kept.setdefault(name, plan) == plan:
+                self._users.setdefault(name, set()).add(whose)
                 (self.folder / name).write_bytes(graph)
                 return name
         raise UsageError(f"two plans of {whose} are {plan.precision}: {self._kept[name]}; {plan}")
 
-    def drop(self, name: str) -> None:
-        """Remove a stored graph that no engine is left of."""
-        if name != GRAPH:
-            self._kept.pop(name, None)
+    def release(self, name: str, whose: str) -> None:
+        """One target needs a stored graph no more; without any it is removed."""
+        users = self._users.get(name, set())
+        users.discard(whose)
+        if name in self._kept and not users:
+            del self._kept[name]
             (self.folder / name).unlink(missing_ok=True)
 
     def records(self) -> list[GraphRecord]:

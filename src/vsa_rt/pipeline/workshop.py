@@ -89,6 +89,11 @@ class Built:
         )
 
 
+def _whose(target: Target) -> str:
+    """A target as part of a file's name."""
+    return f"{target.backend}-{target.device}"
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Builds engines of one bundle.
@@ -119,7 +124,7 @@ class Workshop:
             EnvironmentUnusable: The backend refuses the graph.
             UsageError: The graph cannot be lowered so.
         """
-        whose = f"{target.backend}-{target.device}"
+        whose = _whose(target)
         folder = f"engines/{whose}-{plan.precision}"
         self.progress(f"building {target} {plan}")
         graph = self.graphs.graph(plan)
@@ -128,6 +133,7 @@ class Workshop:
             return self._judged(target, plan, name, folder, graph)
         except BaseException:
             self.remove(folder)
+            self.graphs.release(name, whose)
             raise
 
     def trial(self, target: Target, plan: Plan) -> Built:
@@ -139,7 +145,7 @@ class Workshop:
         """
         self.end_trials()
         self.progress(f"trying {target} {plan}")
-        return self._judged(target, plan, "", _TRIAL, self.graphs.graph(plan))
+        return self._judged(target, plan, "", _TRIAL, self.graphs.graph(plan), sizes=False)
 
     def end_trials(self) -> None:
         """Remove what the last trial left."""
@@ -152,21 +158,28 @@ class Workshop:
     def discard(self, built: Built) -> None:
         """Remove an engine and the graph that it was built from."""
         self.remove(built.folder)
-        self.graphs.drop(built.graph)
+        self.graphs.release(built.graph, _whose(built.target))
 
-    def _judged(self, target: Target, plan: Plan, name: str, folder: str, graph: bytes) -> Built:
+    def _judged(
+        self, target: Target, plan: Plan, name: str, folder: str, graph: bytes, sizes: bool = True
+    ) -> Built:
         manifest, place = self.graphs.manifest, self.graphs.folder / folder
         place.mkdir(parents=True)
         names = table.backend(target.backend).build(graph, place, target.device, manifest.max_batch)
         del graph
         files = [f"{folder}/{file}" for file in names]
-        achieved, parity = self._judge(target, plan, files, {})
+        achieved, parity = self._judge(target, plan, files, {}, sizes)
         return Built(target, plan, name, folder, files, achieved, parity, record_of(parity, self.judged))
 
     def _judge(
-        self, target: Target, plan: Plan, files: Sequence[str], division: Mapping[int, str]
+        self,
+        target: Target,
+        plan: Plan,
+        files: Sequence[str],
+        division: Mapping[int, str],
+        sizes: bool = True,
     ) -> tuple[float | None, Parity]:
-        """What the engine achieves, and its verdict."""
+        """What the engine achieves, and its verdict; of a trial, which nobody opens later, in one batch size."""
         manifest = self.graphs.manifest
         session = self._open(target, files, manifest.max_batch, division)
         try:
@@ -180,7 +193,9 @@ class Workshop:
                 budget=self.budget if lowered else None,
                 parts=list(plan.backbones.values()),
             )
-            return session.achieved, judge(comparison, self.judged, session.slots[0].run, manifest.max_batch)
+            return session.achieved, judge(
+                comparison, self.judged, session.slots[0].run, manifest.max_batch, sizes
+            )
         finally:
             # An engine may hold its weights once per batch size: one at a time.
             session.close()
