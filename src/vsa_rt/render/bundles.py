@@ -52,13 +52,27 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
         )
     if shown.engines:
         batches = list(shown.engines[0].latency_ms)
+        divided = ["cores"] if any(e.division for e in shown.engines) else []
         table = new_table(
-            "engine", "precision", *(f"ms at batch {b}>" for b in batches), "parity", "flips>", "ties>"
+            "engine",
+            "precision",
+            *(f"ms at batch {b}>" for b in batches),
+            *divided,
+            "parity",
+            "flips>",
+            "ties>",
         )
         for e in shown.engines:
             latency = [f"{e.latency_ms[b]:.2f}" if b in e.latency_ms else "-" for b in batches]
+            cores = [", ".join(dict.fromkeys(e.division.values())) or "threads"] if divided else []
             table.add_row(
-                e.target, e.precision, *latency, verdict(e.gate.passed), str(e.gate.flips), str(e.gate.ties)
+                e.target,
+                e.precision,
+                *latency,
+                *cores,
+                verdict(e.gate.passed),
+                str(e.gate.flips),
+                str(e.gate.ties),
             )
         console.print()
         console.print(table)
