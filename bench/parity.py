@@ -271,6 +271,7 @@ class Comparison:
         threshold: Multi-label: the score above which a label is given.
         required: Taps that must have been compared.
         budget: What a lowered candidate's decisions may change; ``None`` leaves them to the tolerance.
+        taps: Of taps that may differ by something else than ``tolerance`` says.
     """
 
     stage: str
@@ -282,6 +283,7 @@ class Comparison:
     threshold: float = 0.5
     required: Sequence[str] = ()
     budget: Budget | None = None
+    taps: Mapping[str, Tolerance] = field(default_factory=dict)
     _taps: dict[tuple[str, str], _TapSums] = field(default_factory=dict)
     _scores: ScoreLog = field(default_factory=ScoreLog)
     _images: int = 0
@@ -354,7 +356,9 @@ class Comparison:
     def result(self) -> Parity:
         """The verdict. Nothing compared is a failure."""
         taps = [
-            _tap_parity(name, kind, sums, self.tolerance)
+            _tap_parity(
+                name, kind, sums, self.tolerance if kind == "input" else self.taps.get(name, self.tolerance)
+            )
             for (name, kind), sums in sorted(self._taps.items(), key=lambda t: t[0][1] != "input")
         ]
         rule = Rule(self.reference_labels, self.task, self.threshold)

@@ -5,21 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.contracts import DIVISIONS, Division, Precision, TensorSpec
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 
 #: A batch of inputs or outputs by tensor name.
 Tensors = Mapping[str, NDArray[Any]]
-#: How one call is divided among cores. ``threads``: all of them work on the whole batch, layer by layer. ``images``:
-#: each, or each group of them, takes a share of the images. ``branches``: each takes some of the backbones that share
-#: no arithmetic; what joins them follows on all cores.
-Division = Literal["threads", "images", "branches"]
-DIVISIONS: tuple[Division, ...] = get_args(Division)
 
 
 @dataclass(frozen=True)

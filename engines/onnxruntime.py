@@ -14,9 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.contracts import Division, Precision, TensorSpec
 from vsa_rt.engines.backend import (
-    Division,
     OpenOptions,
     Probe,
     RawLayer,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vsa_rt.contracts import TensorSpec
-from vsa_rt.engines.backend import Division, OpenOptions, Tensors, check_division, check_tensor
+from vsa_rt.contracts import Division, TensorSpec
+from vsa_rt.engines.backend import OpenOptions, Tensors, check_division, check_tensor
 from vsa_rt.engines.openvino_branches import Group, cut, find_branches, share_out
 from vsa_rt.engines.openvino_layers import achieved
 from vsa_rt.engines.openvino_slot import BoundRequest, ModelKey, OpenVinoSlot, Piece, Step, run_together

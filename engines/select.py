@@ -68,7 +68,7 @@ def _refusal(engine: EngineRecord, target: Target | None, precision: Precision |
     if precision is not None and engine.precision != precision:
         return f"precision {precision} was asked for"
     if target is None and not engine.gate.passed:
-        return f"failed parity: {'; '.join(engine.gate.reasons)}"
+        return f"failed parity: {'; '.join(engine.gate.reasons)}; name its target to open it all the same"
     return ""
 
 
@@ -107,9 +107,10 @@ def open_best(
                 )
                 here = table.probe(Target.parse(engine.target)).machine
                 moved = "" if here == engine.machine else f", and this is {here}"
+                failed = "" if engine.gate.passed else f"; it failed parity: {'; '.join(engine.gate.reasons)}"
                 why = (
                     f"{engine.target} {engine.precision}: {fastest}; "
-                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}{moved}"
+                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}{moved}{failed}"
                 )
                 return Opened(session, engine, why, refused)
         refused[engine.folder] = reason

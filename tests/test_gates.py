@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from vsa_rt.bench.parity import TOLERANCES, Parity
 from vsa_rt.bundle import Bundle, seal_folder
-from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target
+from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task
 from vsa_rt.golden import golden_to_bytes, read_golden
-from vsa_rt.manifest import InputRecord
+from vsa_rt.manifest import InputRecord, TapRecord
+from vsa_rt.pipeline.export import new_manifest
+from vsa_rt.pipeline.gate import Reference, comparison_of
 from vsa_rt.pipeline.images import PhotographFeed, as_photographs, batch_of
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 from vsa_rt.runtime import companions, preprocess
@@ -135,8 +137,10 @@ def test_swapped_labels_fail_on_labels(tiny_bundle: Path, toy_data: Path) -> Non
     bundle = Bundle.open(tiny_bundle)
     swapped = Bundle(tiny_bundle, msgspec.structs.replace(bundle.manifest, labels=["bright", "dark"]))
     for parity in checked(swapped, toy_data):
-        assert len(parity.reasons) == 1
         assert parity.reasons[0].startswith("labels: 12 of 12 flip")
+        # Of a lowered engine each clause of the budget says so; never a tap.
+        about = {reason.partition(":")[0] for reason in parity.reasons}
+        assert about <= {"labels", "scores", "accuracy"}
         assert parity.metrics[0].reference - parity.metrics[0].candidate == 1.0
 
 
@@ -401,3 +405,56 @@ def test_bad_rows_are_no_reason_to_take_stand_ins(some_data: Path, tmp_path: Pat
     assert batch.names == [second.name]
     assert feed.stand_ins == 1
     assert [error.reason.startswith(file.name) for error in feed.rejected] == [True]
+
+
+def test_a_backbone_in_fp32_keeps_fp32s_tolerance_beside_one_in_int8() -> None:
+    """A mixed engine's tolerance is each backbone's own; what joins them has the loosest."""
+
+    def tap(name: str, kind: str, reads: str = "") -> TapRecord:
+        return msgspec.convert({"name": name, "width": 8, "kind": kind, "reads": reads}, TapRecord)
+
+    taps = [
+        tap("a", "backbone"),
+        tap("b", "backbone"),
+        tap("c", "backbone", "b"),
+        tap("features", "features"),
+    ]
+    manifest = new_manifest(
+        recipe=None,
+        labels=[],
+        task=Task.SINGLE_LABEL,
+        threshold=0.5,
+        kind="softmax",
+        resample=Resample.EXACT,
+        inputs=[],
+        taps=taps,
+        max_batch=1,
+        checkpoints={},
+        opset=22,
+        gates=[],
+    )
+    reference = Reference("onnx", "", [], lambda picture: {}, lambda batch: {})
+    plan = {"a": Precision.FP32, "b": Precision.INT8, "c": Precision.FP32}
+    exact = np.random.default_rng(0).normal(1, 1, (32, 8))
+    for moved, fails in (("a", True), ("b", False), ("c", False), ("features", False)):
+        comparison = comparison_of("mixed", reference, manifest, Precision.MIXED, plan=plan)
+        there = {t.name: exact for t in taps}
+        noise = 0.05 * np.random.default_rng(1).normal(0, 1, exact.shape)
+        comparison.add_taps([str(i) for i in range(32)], there, there | {moved: exact + noise})
+        reasons = comparison.result().reasons
+        assert bool(reasons) == fails, (moved, reasons)
+        assert all(reason.startswith("a: ") for reason in reasons)
+
+
+def test_int8_that_loses_the_features_fails_where_no_label_decides(tiny_bundle: Path) -> None:
+    """Nobody else would notice: there is no budget without labels."""
+    manifest = msgspec.structs.replace(Bundle.open(tiny_bundle).manifest, labels=[])
+    reference = Reference("onnx", "", [], lambda picture: {}, lambda batch: {})
+    plan = dict.fromkeys(("small", "other"), Precision.INT8)
+    rng = np.random.default_rng(0)
+    exact = {t.name: rng.normal(0, 1, (64, t.width)) for t in manifest.taps}
+    for amount, fails in ((0.3, False), (0.97, True)):
+        comparison = comparison_of("int8", reference, manifest, Precision.INT8, plan=plan)
+        noisy = exact | {"small": exact["small"] + amount * rng.normal(0, 1, exact["small"].shape)}
+        comparison.add_taps([str(i) for i in range(64)], exact, noisy)
+        assert any(r.startswith("small: relative") for r in comparison.result().reasons) == fails

@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ["torch", "onnx", "timm", "sklearn", "skimage", "openvino", "onnxruntime", "cv2", "tensorrt", "tensorrt_rtx"]
+HEAVY = [
+    "torch",
+    "onnx",
+    "timm",
+    "sklearn",
+    "skimage",
+    "openvino",
+    "onnxruntime",
+    "cv2",
+    "tensorrt",
+    "tensorrt_rtx",
+]
 #: Runs in a fresh process before anything else: these modules cannot be found.
 BLOCK = """
 import sys

@@ -19,9 +19,9 @@ pytest.importorskip("openvino", reason="the sessions are OpenVINO's")
 from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.bundle import Bundle
-from vsa_rt.contracts import Precision, TensorSpec
+from vsa_rt.contracts import DIVISIONS, Precision, TensorSpec
 from vsa_rt.engines import openvino_session
-from vsa_rt.engines.backend import DIVISIONS, OpenOptions, Tensors
+from vsa_rt.engines.backend import OpenOptions, Tensors
 from vsa_rt.engines.onnxruntime import OnnxRuntime
 from vsa_rt.engines.openvino import OpenVino, OpenVinoSession
 from vsa_rt.engines.openvino_branches import Branch, cut, find_branches, share_out

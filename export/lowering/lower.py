@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 
 import onnx
@@ -73,7 +74,7 @@ def lower(
     if plan.precision is Precision.FP32 and plan.head is Precision.FP32:
         return graph
     model = prepared(graph)
-    _check_excluded(model, plan)
+    check_excluded(model, plan.exclude)
     groups: dict[Precision, set[str]] = {p: set() for p in Precision}
     owner = owners(model.graph, plan.backbones, exact)
     for node, tap in owner.items():
@@ -98,8 +99,19 @@ def lower(
     return model
 
 
-def _check_excluded(model: onnx.ModelProto, plan: Plan) -> None:
-    known = {n.name for n in model.graph.node}
-    unknown = [name for name in plan.exclude if name not in known]
+def check_excluded(model: onnx.ModelProto, exclude: Iterable[str]) -> None:
+    """Check that a graph has the nodes that are to be left out.
+
+    Args:
+        model: As ``prepared`` gives it.
+        exclude: Names of nodes.
+
+    Raises:
+        UsageError: It has none of a name.
+    """
+    known = [n.name for n in model.graph.node]
+    unknown = [name for name in exclude if name not in set(known)]
     if unknown:
-        raise UsageError(f"excluded node {unknown[0]!r}: the graph has none of that name")
+        near = difflib.get_close_matches(unknown[0], known, 3)
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise UsageError(f"excluded node {unknown[0]!r}: the graph has none of that name{hint}")

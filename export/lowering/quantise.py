@@ -19,8 +19,9 @@ from vsa_rt.export.lowering.names import Fresh, names_in_subgraphs
 QUANTISED = frozenset({"Conv", "Gemm", "MatMul"})
 #: Levels on each side of zero. -128 is left out, so that zero stays in the middle (TensorRT asks for that).
 LEVELS = 127
-#: A smaller scale is next to nothing in any type: the smallest half that is no zero is 6e-8.
-_LEAST_SCALE = 1e-6
+#: No scale is smaller, by the type that holds it: the smallest half that is no zero is 6e-8, and a scale of a few such
+#: steps is a coarse one. bfloat16 has float32's range.
+_LEAST_SCALE = {Precision.FP32: 1e-30, Precision.BF16: 1e-30, Precision.FP16: 1e-6}
 
 
 def quantisable(model: onnx.ModelProto, nodes: Collection[str]) -> Iterator[onnx.NodeProto]:
@@ -63,7 +64,7 @@ def scale_of(largest: NDArray[np.float32], around: Precision) -> NDArray[np.floa
     Returns:
         float32, exactly representable in the type.
     """
-    exact = np.maximum(np.asarray(largest, np.float32) / LEVELS, np.float32(_LEAST_SCALE))
+    exact = np.maximum(np.asarray(largest, np.float32) / LEVELS, np.float32(_LEAST_SCALE[around]))
     if around is Precision.FP32:
         return exact
     dtype, _ = FLOATS[around]

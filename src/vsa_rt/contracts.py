@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 from numpy.typing import NDArray
@@ -27,6 +27,13 @@ class Precision(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+#: How one call is divided among cores. ``threads``: all of them work on the whole batch, layer by layer. ``images``:
+#: each, or each group of them, takes a share of the images. ``branches``: each takes some of the backbones that share
+#: no arithmetic; what joins them follows on all cores.
+Division = Literal["threads", "images", "branches"]
+DIVISIONS: tuple[Division, ...] = get_args(Division)
 
 
 class Task(str, Enum):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vsa_rt.contracts import Precision, Target
+from vsa_rt.contracts import DIVISIONS, Precision, Target
 from vsa_rt.errors import BundleError
 from vsa_rt.plan import AROUND, BACKBONE_PRECISIONS
 from vsa_rt.recipe import needed_backbones, options_of, tensor_input
@@ -145,8 +145,9 @@ def _check_graphs(manifest: Manifest) -> str:
             return f"{engine.folder!r} was built from {engine.graph!r}, which is no graph"
         if (graph.plan, graph.around) != (engine.plan, engine.around):
             return f"{engine.folder!r} is planned otherwise than {engine.graph!r}, which it was built from"
-        if not all(_is_batch(b) for b in engine.division) or engine.threads < 1:
-            return f"{engine.folder!r} divides batches of {sorted(engine.division)} among {engine.threads} threads"
+        words = set(engine.division.values()) <= set(DIVISIONS)
+        if not words or not all(_is_batch(b) for b in engine.division) or engine.threads < 1:
+            return f"{engine.folder!r} divides batches as {engine.division} among {engine.threads} threads"
         if len(set(engine.exclude)) < len(engine.exclude):
             return f"{engine.folder!r} excludes a node twice"
     return ""

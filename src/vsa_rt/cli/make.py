@@ -153,7 +153,7 @@ def build(
 ) -> None:
     """Build a bundle: export, lower, compile, gate and measure."""
     from vsa_rt import render
-    from vsa_rt.pipeline.build import METHOD, BuildOptions
+    from vsa_rt.pipeline.build import BuildOptions
     from vsa_rt.pipeline.build import build as build_bundle
 
     with shown_progress() as progress:
@@ -168,7 +168,7 @@ def build(
             recipe=recipe,
             settings=settings_of(settings),
             calib=calib,
-            method=calib_method or METHOD,
+            method=calib_method,
             budget=budget_of(budget),
             exclude=excluded_of(exclude),
             force=force,

@@ -12,7 +12,7 @@ from vsa_rt.bench.parity import Parity
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.manifest import PlanRecord, Rejection
-from vsa_rt.pipeline.composition import Alone, compose, weaken
+from vsa_rt.pipeline.composition import Alone, compose, followed, weaken
 from vsa_rt.pipeline.latency import median, times_as_fast
 from vsa_rt.pipeline.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
 from vsa_rt.pipeline.workshop import Built, Workshop
@@ -23,6 +23,8 @@ Role = Literal["one backbone", "uniform", "composed"]
 _SECONDS = 4.0
 #: A precision that makes the whole call this many times slower on every batch size is not tried by backbone.
 _HOPELESS = 0.8
+#: Under this many times the speed of fp32 at every batch size a precision does not pay: runs differ by that much.
+_PAYS = 1.05
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,15 @@ class Tried:
             widest=max((f.margin for f in parity.flips), default=0.0),
             kl=parity.kl,
             kl_worst=parity.kl_worst,
-            accuracy=[first.candidate - first.reference, first.low, first.high] if first else [],
+            accuracy=_finite([first.candidate - first.reference, first.low, first.high]) if first else [],
             reasons=parity.reasons,
             chosen=chosen,
         )
+
+
+def _finite(values: list[float]) -> list[float]:
+    """The values, or none where one of them is no number: a metric that these photographs cannot give."""
+    return values if np.isfinite(values).all() else []
 
 
 @dataclass
@@ -112,8 +119,21 @@ def search(
     Raises:
         EnvironmentUnusable: Not even fp32 can be built.
     """
-    manifest = workshop.graphs.manifest
     found = Search(target)
+    try:
+        return _filled(workshop, found, precisions, exclude)
+    except BaseException:
+        for built in found.engines:
+            workshop.discard(built)
+        raise
+    finally:
+        workshop.end_trials()
+
+
+def _filled(
+    workshop: Workshop, found: Search, precisions: Sequence[Precision], exclude: Sequence[str]
+) -> Search:
+    target, manifest = found.target, workshop.graphs.manifest
     base = workshop.build(target, uniform_plan(manifest, Precision.FP32))
     found.engines.append(base)
     found.tried.append(_tried(workshop, base, base, "uniform"))
@@ -125,10 +145,14 @@ def search(
             continue
         found.engines.append(built)
         found.tried.append(_tried(workshop, base, built, "uniform"))
+        times = max(found.tried[-1].speedup.values())
+        if times < _PAYS:
+            workshop.progress(
+                f"warning: {precision} will not pay on {target} here: {times:.2f} of fp32's speed"
+            )
     promising = [t.built.plan.precision for t in found.tried[1:] if max(t.speedup.values()) > _HOPELESS]
     if len(plannable_taps(manifest)) > 1 and promising:
         _put_together(workshop, found, base, promising, exclude)
-    workshop.end_trials()
     return found
 
 
@@ -155,10 +179,13 @@ def _put_together(
     measured: list[Alone] = []
     for tap in plannable_taps(manifest):
         for precision in precisions:
-            alone = base.plan.with_backbone(tap, precision).without(exclude)
+            alone = followed(base.plan.with_backbone(tap, precision), reads).without(exclude)
             try:
                 tried = _tried(workshop, base, workshop.trial(found.target, alone), "one backbone")
             except UsageError:  # nothing in this backbone can be lowered so
+                continue
+            except EnvironmentUnusable as error:
+                found.reject(str(precision), f"{tap} alone: {error}")
                 continue
             found.tried.append(tried)
             parity = tried.built.parity
@@ -166,7 +193,11 @@ def _put_together(
     plan: Plan | None = compose(backbone_taps(manifest), measured, reads).without(exclude)
     while plan is not None and plan.precision is not Precision.FP32:
         known = next((b for b in found.engines if b.plan.backbones == plan.backbones), None)
-        built = known or workshop.build(found.target, plan)
+        try:
+            built = known or workshop.build(found.target, plan)
+        except (EnvironmentUnusable, UsageError) as error:
+            found.reject(str(plan.precision), str(error))
+            return
         if known is None:
             found.tried.append(_tried(workshop, base, built, "composed"))
         if built.parity.passed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
@@ -17,11 +18,12 @@ from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
 from vsa_rt.manifest import CalibrationRecord, EngineRecord, Manifest, Rejection
 from vsa_rt.pipeline.auto import Search, search
 from vsa_rt.pipeline.calibrate import calibrate
+from vsa_rt.pipeline.diagnose import PAYS, paying, pays
 from vsa_rt.pipeline.export import DEFAULT_BATCH, GRAPH, ExportOptions, export_into
 from vsa_rt.pipeline.gate import Judged, Reference, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.latency import median
-from vsa_rt.pipeline.lowered import LoweredGraphs, uniform_plan
+from vsa_rt.pipeline.lowered import LoweredGraphs, backbone_taps, uniform_plan
 from vsa_rt.pipeline.reference import find_reference
 from vsa_rt.pipeline.workshop import Built, Workshop
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
@@ -43,7 +45,8 @@ class BuildOptions(ExportOptions):
         recipe: Labels and preprocessing of a bare ONNX file.
         settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
         calib: Photographs on which int8's ranges are measured; without them nothing becomes int8.
-        method: How ranges are taken; see ``export.calibration.thresholds``.
+        method: How ranges are taken; see ``export.calibration.thresholds``. ``None``: as the source bundle's were, else
+            ``METHOD``.
         budget: What lowered engines may change.
         exclude: Names of nodes that stay in fp32 whatever their backbone's precision is.
         force: Keep engines that fail; the manifest then says so.
@@ -54,7 +57,7 @@ class BuildOptions(ExportOptions):
     recipe: Path | None = None
     settings: dict[str, str] = field(default_factory=dict)
     calib: Path | None = None
-    method: str = METHOD
+    method: str | None = None
     budget: Budget = field(default_factory=Budget)
     exclude: list[str] = field(default_factory=list)
     force: bool = False
@@ -104,11 +107,17 @@ def _calibration(
     with needs("export"):
         from vsa_rt.export.calibration.store import CALIBRATION, calibration_to_bytes, read_calibration
         from vsa_rt.export.calibration.thresholds import threshold_of
-    threshold_of(options.method)
+    before = graphs.manifest.calibration
+    method = options.method or (before.method if before is not None else METHOD)
+    threshold_of(method)
     stored = folder / CALIBRATION
     known = read_calibration(stored.read_bytes()) if stored.is_file() else None
+    graph = (folder / GRAPH).read_bytes()
+    if options.calib is None and known is not None and known.graph != hashlib.sha256(graph).hexdigest():
+        options.progress(f"warning: {CALIBRATION} is not of this graph and is left out")
+        stored.unlink()
+        known = None
     if options.calib is not None:
-        graph = (folder / GRAPH).read_bytes()
         known = calibrate(
             options.calib,
             graph,
@@ -124,7 +133,7 @@ def _calibration(
         options.progress(f"warning: {warning}")
     return known, CalibrationRecord(
         path=CALIBRATION,
-        method=options.method,
+        method=method,
         images=len(known.images),
         skipped=known.skipped,
         warnings=list(known.warnings),
@@ -152,7 +161,6 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
             engines=[],
             plans=[],
             budget=None,
-            calibration=None,
             rejected=[],
             max_batch=options.max_batch or bundle.manifest.max_batch,
             graphs=bundle.manifest.graphs[:1],
@@ -182,6 +190,10 @@ def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, 
 def _only(workshop: Workshop, target: Target, options: BuildOptions, precision: Precision) -> Search:
     """The engine of one precision, for all backbones."""
     plan = uniform_plan(workshop.graphs.manifest, precision, options.exclude)
+    if precision is not Precision.FP32:
+        times = paying(target).get(precision)
+        if times is not None and times < PAYS[precision]:
+            options.progress(f"warning: {pays(str(target), precision, times)}")
     return Search(target, [workshop.build(target, plan)])
 
 
@@ -233,7 +245,8 @@ def _without_failed(
     if failed and (options.precision or len(failed) == len(built)):
         reasons = " | ".join(f"{b.target} {b.plan}: {'; '.join(b.gate.reasons)}" for b in failed)
         raise GateError(
-            f"failed parity: {reasons}; keep it all the same with --force, or find the nodes with bisect"
+            f"failed parity: {reasons}; keep it all the same with --force, or find the nodes that do it: "
+            "vsa-rt export, then vsa-rt bisect"
         )
     for b in failed:
         workshop.discard(b)
@@ -280,13 +293,16 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
     targets, unusable = _targets(options)
     with new_folder(out) as work:
         manifest, reference, judged = _start(source, work, options)
+        # Its outputs are there: the torch model need not stay beside what follows.
+        reference = replace(reference, prepare=_gone, run=_gone)
         graphs = LoweredGraphs(work, manifest)
+        if options.precision is not Precision.FP32:
+            _check_source(graphs, options)
         calibration, record = _calibration(work, graphs, options)
-        if calibration is not None:
-            graphs.ranges = calibration.thresholds(options.method)
+        if calibration is not None and record is not None:
+            graphs.ranges = calibration.thresholds(record.method)
         workshop = Workshop(graphs, reference, judged, options.budget, options.progress)
         found, rejected = _searches(workshop, targets, options, calibration is not None)
-        del reference
         graphs.forget()
         good, failed = _without_failed(workshop, [b for s in found for b in s.engines], options)
         good = [workshop.divided(b) for b in good]
@@ -296,20 +312,39 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
             [b.record({batch: median(times) for batch, times in samples[b.name].items()}) for b in good]
         )
         leaders = {e.target: e for e in reversed(engines) if e.gate.passed}
-        lowered = any(b.plan.precision is not Precision.FP32 for s in found for b in s.engines)
-        return seal_folder(
-            work,
-            msgspec.structs.replace(
-                manifest,
-                graphs=graphs.records(),
-                engines=engines,
-                plans=[t.record(_is(leaders.get(str(s.target)), t.built)) for s in found for t in s.tried],
-                budget=options.budget if lowered else None,
-                calibration=record,
-                rejected=unusable + rejected + [r for s in found for r in s.rejected] + failed,
-                chosen=_why_first(engines),
-            ),
+        made = msgspec.structs.replace(
+            manifest,
+            graphs=graphs.records(),
+            engines=engines,
+            plans=[t.record(_is(leaders.get(str(s.target)), t.built)) for s in found for t in s.tried],
+            budget=None if options.precision is Precision.FP32 else options.budget,
+            calibration=record,
+            rejected=unusable + rejected + [r for s in found for r in s.rejected] + failed,
+            chosen=_why_first(engines),
         )
+        return seal_folder(work, made)
+
+
+def _gone(*_: object) -> NoReturn:
+    """In the place of a reference that has run."""
+    raise RuntimeError("the reference has run over its photographs and is not kept")
+
+
+def _check_source(graphs: LoweredGraphs, options: BuildOptions) -> None:
+    """Check what every lowered graph needs, before any is built.
+
+    Raises:
+        UsageError: The graph is quantised already, or has no node of an excluded name.
+    """
+    if not backbone_taps(graphs.manifest) and not options.exclude:
+        return
+    with needs("export"):
+        from vsa_rt.export.lowering.lower import check_excluded, prepared
+    try:
+        model = prepared(graphs.source())
+    except UsageError as error:
+        raise UsageError(f"{error}; or build it as it is with --precision fp32") from error
+    check_excluded(model, options.exclude)
 
 
 def _is(engine: EngineRecord | None, built: Built) -> bool:

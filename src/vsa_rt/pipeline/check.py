@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vsa_rt.bench.parity import Comparison, Parity
@@ -93,7 +93,7 @@ class _Stage:
     precision: Precision
     run: Run
     close: Callable[[], None] = lambda: None
-    parts: Sequence[Precision] = ()
+    plan: Mapping[str, Precision] = field(default_factory=dict)
 
     def comparison(
         self, reference: Reference, manifest: Manifest, resample: Resample = Resample.EXACT
@@ -101,7 +101,7 @@ class _Stage:
         """A fresh comparison, under the bundle's budget where the stage is lowered."""
         lowered = self.precision is not Precision.FP32
         budget = (manifest.budget or Budget()) if lowered else None
-        return comparison_of(self.name, reference, manifest, self.precision, resample, budget, self.parts)
+        return comparison_of(self.name, reference, manifest, self.precision, resample, budget, self.plan)
 
 
 def _wanted(engine: EngineRecord, options: CheckOptions) -> bool:
@@ -128,8 +128,8 @@ def _stages(bundle: Bundle, options: CheckOptions) -> tuple[list[_Stage], dict[s
             refused[engine.folder] = str(error)
             continue
         name = f"{engine.target} {engine.precision}"
-        parts = [Precision(p) for p in engine.plan.values()]
-        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run, session.close, parts))
+        plan = {tap: Precision(p) for tap, p in engine.plan.items()}
+        stages.append(_Stage(name, Precision(engine.precision), session.slots[0].run, session.close, plan))
     if engines and not stages:
         reasons = "; ".join(f"{k}: {v}" for k, v in refused.items())
         raise EnvironmentUnusable(f"{bundle.root}: no engine can run here ({reasons})")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from vsa_rt.contracts import Precision
 from vsa_rt.plan import Plan
 
@@ -41,7 +43,7 @@ def compose(taps: Sequence[str], measured: Sequence[Alone], reads: Mapping[str, 
         reads: Backbones whose precision follows another's, which they read.
     """
     chosen = {tap: _best([a for a in measured if a.tap == tap and a.holds]) for tap in taps}
-    return _followed(taps, chosen, reads)
+    return followed(Plan(backbones=chosen), reads)
 
 
 def weaken(plan: Plan, measured: Sequence[Alone], reads: Mapping[str, str]) -> Plan | None:
@@ -63,8 +65,7 @@ def weaken(plan: Plan, measured: Sequence[Alone], reads: Mapping[str, str]) -> P
         return None
     worst = max(lowered, key=lambda a: (a.harm / max(a.saved, WORTH), a.tap))
     milder = [a for a in measured if a.tap == worst.tap and a.holds and a.harm < worst.harm]
-    weaker = plan.with_backbone(worst.tap, _best(milder))
-    return _followed(list(plan.backbones), weaker.backbones, reads, plan)
+    return followed(plan.with_backbone(worst.tap, _best(milder)), reads)
 
 
 def _best(measured: Sequence[Alone]) -> Precision:
@@ -72,12 +73,12 @@ def _best(measured: Sequence[Alone]) -> Precision:
     return max(worthy, key=lambda a: a.saved).precision if worthy else Precision.FP32
 
 
-def _followed(
-    taps: Sequence[str],
-    chosen: Mapping[str, Precision],
-    reads: Mapping[str, str],
-    like: Plan | None = None,
-) -> Plan:
-    """The plan in which whoever reads another backbone has its precision."""
-    backbones = {tap: chosen[reads.get(tap, tap)] for tap in taps}
-    return Plan(backbones=backbones, exclude=list(like.exclude) if like is not None else [])
+def followed(plan: Plan, reads: Mapping[str, str]) -> Plan:
+    """The plan in which whoever reads another backbone has its precision.
+
+    Args:
+        plan: What each backbone shall have.
+        reads: Backbones whose precision follows another's, which they read.
+    """
+    backbones = {tap: plan.backbones[reads.get(tap, tap)] for tap in plan.backbones}
+    return msgspec.structs.replace(plan, backbones=backbones)

@@ -58,20 +58,19 @@ class Reference:
     run: Run
 
 
-def tolerance_for(
-    precision: Precision, resample: Resample = Resample.EXACT, parts: Sequence[Precision] = ()
-) -> Tolerance:
+#: Where labels decide nothing there is no budget, and taps are all that is judged: seeded networks moved by 0.5.
+_INT8_ALONE = 0.6
+
+
+def tolerance_for(precision: Precision, resample: Resample = Resample.EXACT) -> Tolerance:
     """What a precision and a resample may change together.
 
     The fast resample moves pixels, so every tap behind them moves too; only decisions are gated then.
-
-    Args:
-        precision: The candidate's.
-        resample: How the host resizes.
-        parts: Of a mixed candidate, the precisions that it is made of; any, if none is named.
     """
-    named = parts if precision is Precision.MIXED and parts else [precision]
-    allowed = loosest(TOLERANCES[p] for p in named)
+    return _resampled(TOLERANCES[precision], resample)
+
+
+def _resampled(allowed: Tolerance, resample: Resample) -> Tolerance:
     if resample is Resample.EXACT:
         return allowed
     loose = loosest([TOLERANCES[Precision.BF16], allowed])
@@ -83,6 +82,28 @@ def tolerance_for(
         levels=FAST_LEVELS,
         tie=2 * loose.tie,
     )
+
+
+def _tap_tolerances(
+    manifest: Manifest, plan: Mapping[str, Precision], decided: bool, resample: Resample
+) -> dict[str, Tolerance]:
+    """What each tap may differ by: as its own backbone and what that reads, behind the backbones as any of them."""
+    reads = {t.name: t.reads for t in manifest.taps}
+
+    def behind(tap: str) -> set[Precision]:
+        parts: set[Precision] = set()
+        while tap in plan:
+            parts.add(plan[tap])
+            tap = reads.get(tap, "")
+        return parts
+
+    found = {}
+    for tap in reads:
+        allowed = loosest(TOLERANCES[p] for p in behind(tap) or set(plan.values()) or {Precision.FP32})
+        if not decided:
+            allowed = dataclasses.replace(allowed, relative=min(allowed.relative, _INT8_ALONE))
+        found[tap] = _resampled(allowed, resample)
+    return found
 
 
 def run_reference(
@@ -114,7 +135,7 @@ def comparison_of(
     precision: Precision,
     resample: Resample = Resample.EXACT,
     budget: Budget | None = None,
-    parts: Sequence[Precision] = (),
+    plan: Mapping[str, Precision] | None = None,
 ) -> Comparison:
     """A comparison with the tolerance of a precision and the words of a bundle.
 
@@ -125,14 +146,15 @@ def comparison_of(
         precision: The candidate's.
         resample: How the host resizes.
         budget: What a lowered candidate's decisions may change; ``None`` leaves them to the tolerance.
-        parts: As for ``tolerance_for``.
+        plan: Tap of every backbone of a lowered candidate to its precision; each tap has the tolerance of its own.
     """
     decided = decides(manifest)
     resample = effective(resample, [i.resize.kernel for i in manifest.inputs if i.resize is not None])
     return Comparison(
         stage=stage,
         reference=reference.name,
-        tolerance=tolerance_for(precision, resample, parts),
+        tolerance=tolerance_for(precision, resample),
+        taps=_tap_tolerances(manifest, plan, decided, resample) if plan else {},
         labels=manifest.labels if decided else [],
         reference_labels=reference.labels if decided else [],
         task=manifest.task,

@@ -7,7 +7,6 @@ over photographs (``export.lowering.hazards``), and what is left is run by an ex
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import shlex
@@ -230,7 +229,7 @@ class _Lowering:
     def __init__(self, bundle: Bundle, options: LowerOptions, work: Path) -> None:
         with needs("export"):
             from vsa_rt.export.foreign import graph_from_bytes
-            from vsa_rt.export.lowering.lower import prepared
+            from vsa_rt.export.lowering.lower import check_excluded, prepared
         self.bundle, self.options, self.work = bundle, options, work
         self.manifest, self.progress = bundle.manifest, options.progress
         self.taps, self.exact = backbone_taps(self.manifest), exact_taps(self.manifest)
@@ -239,15 +238,7 @@ class _Lowering:
         self.model = prepared(graph_from_bytes(bundle.read(truth), truth))
         self.why: dict[str, tuple[Cause, str]] = {}
         self.ranges: Mapping[str, float] = {}
-        self._check_excluded()
-
-    def _check_excluded(self) -> None:
-        names = [n.name for n in self.model.graph.node]
-        for name in self.options.exclude:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, 3)
-                others = f"; there are {', '.join(near)}" if near else ""
-                raise UsageError(f"--exclude: node {name!r}: the graph has none of that name{others}")
+        check_excluded(self.model, self.options.exclude)
 
     def prove(self) -> tuple[Lowered, bytes]:
         """The graph and its proof, whatever that says."""
@@ -301,11 +292,18 @@ class _Lowering:
             self.taps,
             options.precision,
             around=(options.around or _AROUND) if options.precision is Precision.INT8 else Precision.FP32,
-            head=options.head or _HEAD[options.precision],
+            head=options.head or self._head(),
         )
         self._keep(dict.fromkeys(options.exclude, ("asked", "")))
         self._keep(dict.fromkeys(exact_nodes(self.model, plan, self.exact), ("exact", "")))
         return plan.without(self.why)
+
+    def _head(self) -> Precision:
+        """As half as what is around: GPUs that take one take the other."""
+        options = self.options
+        if options.precision is Precision.INT8 and options.around not in (None, Precision.FP16):
+            return Precision.FP32
+        return _HEAD[options.precision]
 
     def _keep(self, why: Mapping[str, tuple[Cause, str]]) -> None:
         """Note why nodes are excluded; the first cause stays."""

@@ -89,10 +89,10 @@ class PlanJudge:
             EnvironmentUnusable: The backend refuses the graph.
             UsageError: The graph cannot be lowered so.
         """
-        return self.trials.trial(plan, role, what, lambda: self._parity(plan))
+        return self.trials.trial(plan, role, what, lambda: self._parity(plan, role == "whole"))
 
-    def _parity(self, plan: Plan) -> Parity:
-        return self._workshop.trial(self.target, plan).parity
+    def _parity(self, plan: Plan, sizes: bool) -> Parity:
+        return self._workshop.trial(self.target, plan, sizes).parity
 
     def verify(self, before: Plan, after: Plan) -> Verified:
         """Build two plans once more, judge the second one, and measure both.
@@ -103,7 +103,7 @@ class PlanJudge:
 
         def look() -> Verified:
             first = self._workshop.build(self.target, before)
-            second = self._workshop.trial(self.target, after)
+            second = self._workshop.trial(self.target, after, sizes=True)
             self.progress("measuring")
             found = self._workshop.measure([first, second], self.seconds)
             return Verified(
