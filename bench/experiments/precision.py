@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from vsa_rt.architecture import ARCHITECTURES, family_of
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
 from vsa_rt.bench.intervals import ratio
@@ -75,7 +75,9 @@ def ratios(
     """The plan against its own fp32, the best single precision that holds, and baselines."""
     engines = bundle.manifest.engines
     plan = engines[0]
-    exact = next(e for e in engines if e.target == plan.target and e.precision == "fp32")
+    exact = next((e for e in engines if e.target == plan.target and e.precision == "fp32"), None)
+    if exact is None:
+        raise SystemExit(f"{bundle.root}: holds no fp32 engine of {plan.target} to compare with")
     single = {_name(e) for e in engines if e.precision != "mixed" and e.gate.passed}
     runtimes: dict[str, Runtime] = {
         _name(e): load(bundle, target=e.target, precision=e.precision, threads=THREADS) for e in engines
@@ -106,6 +108,12 @@ def ratios(
         runtime.close()
 
 
+def _peak_gib() -> float:
+    """This process's largest memory. ``getrusage`` would give that of who started it, where that was larger."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
 def calibrate_once(root: Path, calib: Path) -> dict[str, float | str]:
     """Measure ranges over photographs, lower the bundle's graph to int8, and say what that took.
 
@@ -122,11 +130,15 @@ def calibrate_once(root: Path, calib: Path) -> dict[str, float | str]:
     bundle = Bundle.open(root)
     manifest = bundle.manifest
     taps = [t.name for t in manifest.taps if t.kind == "backbone"]
-    exact = {t.name: t.reads for t in manifest.taps if t.kind == "backbone" and t.reads in taps}
+    backbones = manifest.recipe.backbones if manifest.recipe is not None else []
+    cancel = {b.name for b in backbones if ARCHITECTURES[family_of(b.architecture)].exact}
+    exact = {t.name: t.reads for t in manifest.taps if t.name in cancel and t.reads in taps}
     stopwatch = clock.Stopwatch()
     graph = bundle.read(manifest.graphs[0].path)
     source = graph_from_bytes(graph, str(root))
-    workload = from_photographs(manifest, photographs_in(calib)[:_CALIBRATED], "as given")
+    paths = photographs_in(calib)
+    even = [paths[i * len(paths) // _CALIBRATED] for i in range(min(_CALIBRATED, len(paths)))]
+    workload = from_photographs(manifest, even, "as given")
     count = len(workload.names)
     batches = [
         CalibrationBatch(
@@ -147,7 +159,7 @@ def calibrate_once(root: Path, calib: Path) -> dict[str, float | str]:
     return {
         "images": count,
         "seconds": stopwatch.total() / 1e3,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gib": _peak_gib(),
         "graph": hashlib.sha256(lowered).hexdigest(),
     }
 
