@@ -225,3 +225,12 @@ def test_doctor_measures_every_target(here: Cli) -> None:
     text = here("doctor")
     assert text.returncode == 0
     assert "openvino:cpu" in text.stdout
+
+
+def test_a_warning_stays_in_logs_and_other_steps_do_not(capsys: pytest.CaptureFixture[str]) -> None:
+    from vsa_rt.cli.app import shown_progress
+
+    with shown_progress() as progress:
+        progress("building openvino:cpu all bf16")
+        progress("warning: bf16 will not pay")
+    assert capsys.readouterr().err == "vsa-rt: warning: bf16 will not pay\n"

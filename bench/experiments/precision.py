@@ -20,12 +20,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from vsa_rt.architecture import ARCHITECTURES, family_of
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
 from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.workload import from_photographs
 from vsa_rt.bundle import Bundle
+from vsa_rt.dataset import read_dataset
 from vsa_rt.manifest import EngineRecord
 from vsa_rt.runtime.fused import Runtime
 from vsa_rt.runtime.load import load
@@ -34,6 +37,7 @@ from vsa_rt.runtime.load import load
 _DEFAULT = "openvino-default"
 #: Photographs that are calibrated on, and how many go through the graph at once.
 _CALIBRATED, _AT_ONCE = 128, 8
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,37 @@ def calibrate_once(root: Path, calib: Path) -> dict[str, float | str]:
     }
 
 
+def folds(bundle: Bundle, data: Path) -> Iterator[Row]:
+    """Accuracy of heads trained and tested on the features of each engine, in the same five stratified folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    from vsa_rt.export.training import join_features, predict, train_head
+
+    recipe = bundle.manifest.recipe
+    if recipe is None:
+        raise SystemExit(f"{bundle.root}: was not built from a recipe: there is no head to train")
+    labelled = [(p, p.labels[0]) for p in read_dataset(data).photographs if p.labels]
+    targets = np.array([recipe.labels.index(label) for _, label in labelled])
+    splits = list(StratifiedKFold(_FOLDS, shuffle=True, random_state=0).split(targets, targets))
+    for engine in bundle.manifest.engines:
+        with load(bundle, target=engine.target, precision=engine.precision, threads=THREADS) as runtime:
+            taps = runtime.features([p.path for p, _ in labelled])
+        features = join_features(recipe, {name: taps[name] for name in recipe.head.features})
+        right = []
+        for train, test in splits:
+            head = train_head(recipe, features[train], targets[train], 0)
+            said = predict(head, features[test], recipe.task, recipe.threshold)
+            right.append(100 * float((said == targets[test]).mean()))
+        yield Row(
+            f"accuracy on features of {_name(engine)}, {_FOLDS} folds",
+            float(np.mean(right)),
+            min(right),
+            max(right),
+            "%",
+            f"{len(targets)} photographs",
+        )
+
+
 def calibrations(root: Path, calib: Path) -> Iterator[Row]:
     """The same calibration in two processes."""
     runs = []
@@ -202,6 +237,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8", help="batch sizes, such as 1,8")
     parser.add_argument("--against", action="append", help="a baseline of vsa-rt bench; repeats")
     parser.add_argument("--calib", type=Path, help="time calibration on these photographs as well")
+    parser.add_argument("--folds", type=Path, help="train and test heads on these labelled photographs")
     parser.add_argument("--once", action="store_true", help="calibrate on PHOTOGRAPHS and print JSON")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
@@ -216,6 +252,8 @@ def main() -> None:
         yield from ratios(
             Bundle.open(chosen.bundle), paths, chosen.rounds, batches, chosen.against or [_DEFAULT]
         )
+        if chosen.folds is not None:
+            yield from folds(Bundle.open(chosen.bundle), chosen.folds)
         if chosen.calib is not None:
             yield from calibrations(chosen.bundle, chosen.calib)
 

@@ -27,16 +27,27 @@ app = typer.Typer(
 FAILED = 1
 
 
+#: What a step begins with that is to stay on the screen, and in logs.
+_WARNING = "warning: "
+
+
 @contextmanager
 def shown_progress() -> Iterator[Callable[[str], None]]:
-    """Steps on stderr, and only where somebody looks at it."""
+    """Steps on stderr, and only where somebody looks at it; warnings wherever it goes."""
     if not sys.stderr.isatty():
-        yield lambda step: None
+        yield lambda step: typer.echo(f"vsa-rt: {step}", err=True) if step.startswith(_WARNING) else None
         return
     from rich.console import Console
 
     with Console(stderr=True).status("starting") as status:
-        yield status.update
+
+        def show(step: str) -> None:
+            if step.startswith(_WARNING):
+                status.console.print(step, markup=False, highlight=False)
+            else:
+                status.update(step)
+
+        yield show
 
 
 def _drop_output() -> None:
