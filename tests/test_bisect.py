@@ -221,8 +221,8 @@ def test_a_list_that_holds_once_and_not_again_is_not_given_out_as_found(
         built.append(build(self, target, plan))
         return built[-1]
 
-    def flaky(self: Any, target: Target, plan: Plan) -> Any:
-        return built[-1] if built else trial(self, target, plan)
+    def flaky(self: Any, target: Target, plan: Plan, sizes: bool = False) -> Any:
+        return built[-1] if built else trial(self, target, plan, sizes)
 
     monkeypatch.setattr(Workshop, "build", note)
     monkeypatch.setattr(Workshop, "trial", flaky)
@@ -245,9 +245,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     plans: list[Plan] = []
     trial = Workshop.trial
 
-    def note(self: Any, target: Target, plan: Plan) -> Any:
+    def note(self: Any, target: Target, plan: Plan, sizes: bool = False) -> Any:
         plans.append(plan)
-        return trial(self, target, plan)
+        return trial(self, target, plan, sizes)
 
     monkeypatch.setattr(Workshop, "trial", note)
     return plans
