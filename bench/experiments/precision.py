@@ -26,7 +26,7 @@ from vsa_rt.architecture import ARCHITECTURES, family_of
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
 from vsa_rt.bench.intervals import ratio
-from vsa_rt.bench.workload import from_photographs
+from vsa_rt.bench.workload import MOST, from_photographs
 from vsa_rt.bundle import Bundle
 from vsa_rt.dataset import read_dataset
 from vsa_rt.manifest import EngineRecord
@@ -142,13 +142,13 @@ def calibrate_once(root: Path, calib: Path) -> dict[str, float | str]:
     source = graph_from_bytes(graph, str(root))
     paths = photographs_in(calib)
     even = [paths[i * len(paths) // _CALIBRATED] for i in range(min(_CALIBRATED, len(paths)))]
-    workload = from_photographs(manifest, even, "as given")
-    count = len(workload.names)
+    # Read as many at a time as are kept in memory; all of them go through the graph.
+    parts = [from_photographs(manifest, even[n : n + MOST], "as given") for n in range(0, len(even), MOST)]
+    count = sum(len(part.names) for part in parts)
     batches = [
-        CalibrationBatch(
-            workload.names[n : n + _AT_ONCE], {k: v[n : n + _AT_ONCE] for k, v in workload.rows.items()}
-        )
-        for n in range(0, count, _AT_ONCE)
+        CalibrationBatch(part.names[n : n + _AT_ONCE], {k: v[n : n + _AT_ONCE] for k, v in part.rows.items()})
+        for part in parts
+        for n in range(0, len(part.names), _AT_ONCE)
     ]
     found = collect(
         graph,
