@@ -413,7 +413,7 @@ def test_an_engine_is_taken_by_name(tiny_bundle: Path, target: str, precision: s
         ({"target": "nonsense"}, "BACKEND:DEVICE"),
         ({"target": "openvino:gpu"}, "no device"),
         ({"target": "onnxruntime:cpu", "precision": "bf16"}, "it holds"),
-        ({"precision": "fp8"}, "fp32, bf16"),
+        ({"precision": "fp8"}, "fp32, fp16, bf16"),
         ({"resample": "quick"}, "exact, fast"),
         ({"batch": 5}, "max-batch"),
         ({"batch": 0}, "batch"),
@@ -439,7 +439,9 @@ def test_an_engine_that_failed_its_gate_is_passed_over_unless_it_is_named(tiny_b
     first, second, *_ = bundle.manifest.engines
     with vsa_rt.load(bundle) as rt:
         assert rt.choice.engine == second
-        assert rt.choice.refused == {first.folder: "failed parity: small: scaled by 1.02"}
+        assert rt.choice.refused == {
+            first.folder: "failed parity: small: scaled by 1.02; name its target to open it all the same"
+        }
     with vsa_rt.load(bundle, target=first.target, precision=first.precision) as rt:
         assert rt.choice.engine == first
 
