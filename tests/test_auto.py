@@ -12,6 +12,7 @@ import pytest
 from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Target
+from vsa_rt.doctor import describe_machine
 from vsa_rt.errors import DatasetError, GateError, UsageError
 from vsa_rt.manifest import EngineRecord, GateRecord, Manifest
 from vsa_rt.pipeline.build import BuildOptions, build, ranked
@@ -24,6 +25,8 @@ for library in ("torch", "timm", "onnx", "onnxruntime", "openvino"):
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 OPENVINO = Target("openvino", "cpu")
+#: Without the instructions OpenVINO computes a graph of bf16 in fp32.
+BF16_HERE = any("BF16" in words for words in describe_machine().instruction_sets)
 #: Seeded networks of three blocks are rougher than real ones: what is tested here is the way, not their numbers.
 LOOSE = Budget(flips=1.0, margin=1.0, kl=10.0, accuracy=None)
 
@@ -103,7 +106,8 @@ def test_the_engine_in_the_bundle_computes_what_its_graph_says(calibrated: Path)
     for engine in manifest.engines:
         graph = (calibrated / engine.graph).read_bytes()
         assert (b"QuantizeLinear" in graph) == ("int8" in engine.plan.values())
-        assert engine.achieved == 1.0
+        if "bf16" not in engine.plan.values() or BF16_HERE:
+            assert engine.achieved == 1.0
 
 
 def test_inspect_prints_the_plans(calibrated: Path, vsa: Cli) -> None:

@@ -12,11 +12,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +23,7 @@ import numpy as np
 from vsa_rt.architecture import ARCHITECTURES, family_of
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
+from vsa_rt.bench.experiments.rows import Row, photographs_in, print_rows
 from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.workload import MOST, from_photographs
 from vsa_rt.bundle import Bundle
@@ -38,35 +37,6 @@ _DEFAULT = "openvino-default"
 #: Photographs that are calibrated on, and how many go through the graph at once.
 _CALIBRATED, _AT_ONCE = 128, 8
 _FOLDS = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure.
-
-    Attributes:
-        what: What was measured, with the precision of both sides.
-        value: Median.
-        low: Of a ratio, the lower end of its 95 % interval; of times, the smallest.
-        high: Likewise.
-        unit: Of the three.
-        note: Number of pairs or the like.
-    """
-
-    what: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    note: str = ""
-
-
-def photographs_in(folder: Path) -> list[Path]:
-    """Every photograph of a folder, in sorted order."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not paths:
-        raise SystemExit(f"{folder}: no photographs")
-    return paths
 
 
 def _name(engine: EngineRecord) -> str:
@@ -246,7 +216,6 @@ def main() -> None:
         return
     paths = photographs_in(chosen.photographs)
     batches = [int(b) for b in chosen.batch.split(",")]
-    rows = []
 
     def found() -> Iterator[Row]:
         yield from ratios(
@@ -257,13 +226,7 @@ def main() -> None:
         if chosen.calib is not None:
             yield from calibrations(chosen.bundle, chosen.calib)
 
-    for row in found():
-        rows.append(row)
-        if not chosen.json:
-            interval = f"[{row.low:.3f}, {row.high:.3f}]"
-            print(f"{row.what:<92} {row.value:9.3f} {row.unit:<3} {interval:<22} {row.note}", flush=True)
-    if chosen.json:
-        print(json.dumps({"machine": platform.processor(), "rows": [asdict(r) for r in rows]}, indent=2))
+    print_rows(found(), chosen.json)
 
 
 if __name__ == "__main__":

@@ -10,43 +10,20 @@ sides get the same ready tensors, two threads each, interleaved in one run.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vsa_rt.bench import clock
 from vsa_rt.bench.experiments.first_light import THREADS, baseline_calls, ready_tensors, sources
+from vsa_rt.bench.experiments.rows import Row, photographs_in, print_rows
 from vsa_rt.bench.intervals import ratio
 from vsa_rt.bundle import Bundle
 from vsa_rt.runtime.load import load
 
 if TYPE_CHECKING:
     from vsa_rt.runtime.fused import Runtime
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure.
-
-    Attributes:
-        what: What was measured, with the precision of both sides.
-        value: Median.
-        low: Of a ratio, the lower end of its 95 % interval; of times, the smallest.
-        high: Likewise.
-        unit: Of the three.
-        note: Number of pairs or the like.
-    """
-
-    what: str
-    value: float
-    low: float
-    high: float
-    unit: str
-    note: str = ""
 
 
 def ratios(bundle: Bundle, paths: Sequence[Path], rounds: int, batches: Sequence[int]) -> Iterator[Row]:
@@ -94,18 +71,9 @@ def main() -> None:
     parser.add_argument("--batch", default="1", help="batch sizes, such as 1,8")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    paths = sorted(p for p in chosen.photographs.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if not paths:
-        raise SystemExit(f"{chosen.photographs}: no photographs")
+    paths = photographs_in(chosen.photographs)
     batches = [int(b) for b in chosen.batch.split(",")]
-    rows = []
-    for row in ratios(Bundle.open(chosen.bundle), paths, chosen.rounds, batches):
-        rows.append(row)
-        if not chosen.json:
-            interval = f"[{row.low:.3f}, {row.high:.3f}]"
-            print(f"{row.what:<92} {row.value:9.3f} {row.unit:<3} {interval:<22} {row.note}", flush=True)
-    if chosen.json:
-        print(json.dumps({"machine": platform.processor(), "rows": [asdict(r) for r in rows]}, indent=2))
+    print_rows(ratios(Bundle.open(chosen.bundle), paths, chosen.rounds, batches), chosen.json)
 
 
 if __name__ == "__main__":

@@ -248,8 +248,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         gates: The export's own comparisons.
         engines: Those that held their gate, fastest first; a failed one only where that was forced.
         plans: What was measured to choose precisions; empty where none was to be chosen.
-        budget: What lowered engines may change; ``None`` where none was lowered.
-        calibration: What int8's ranges were measured on; ``None`` without int8.
+        budget: What lowered engines may change; ``None`` where fp32 alone was asked for.
+        calibration: What int8's ranges were measured on; ``None`` where nothing was calibrated.
         rejected: What was not built.
         chosen: One sentence: which engine is the default and why.
         golden: Path of the golden tensors.
