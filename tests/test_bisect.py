@@ -212,7 +212,7 @@ def test_a_budget_that_nothing_keeps_is_said_to_be_impossible(
 def test_a_list_that_holds_once_and_not_again_is_not_given_out_as_found(
     with_outliers: Planted, bisected: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vsa_rt.pipeline.workshop import Workshop
+    from vsa_rt.pipeline.precision.workshop import Workshop
 
     built: list[Any] = []
     trial, build = Workshop.trial, Workshop.build
@@ -240,7 +240,7 @@ class Killed(Exception):
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     """Every plan that was built and judged, in order."""
-    from vsa_rt.pipeline.workshop import Workshop
+    from vsa_rt.pipeline.precision.workshop import Workshop
 
     plans: list[Plan] = []
     trial = Workshop.trial
@@ -311,7 +311,7 @@ def test_trials_of_another_budget_or_other_photographs_are_not_used(
 @pytest.mark.parametrize("spoil", [b"", b"{", b"[]", b'{"schema": 1, "key": {}}', b"\xff"])
 def test_a_damaged_state_is_said_and_made_anew(tmp_path: Path, spoil: bytes) -> None:
     from vsa_rt.bench.parity import Parity
-    from vsa_rt.pipeline.trials import Basis, Trials
+    from vsa_rt.pipeline.search.trials import Basis, Trials
 
     plan, made = Plan.uniform(["a"], Precision.INT8), []
 
@@ -339,7 +339,7 @@ def test_a_damaged_state_is_said_and_made_anew(tmp_path: Path, spoil: bytes) -> 
 def test_a_folder_that_another_run_works_in_is_refused(
     exported: Path, bisected: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from vsa_rt.pipeline.trials import held
+    from vsa_rt.pipeline.search.trials import held
 
     with held(tmp_path / "out"), pytest.raises(UsageError, match="another run"):
         bisected(exported, out=tmp_path / "out")
@@ -382,7 +382,7 @@ def test_a_plan_that_was_left_out_of_the_bundle_comes_before_engines_that_held(
     exported: Path, tmp_path: Path, reseal: Callable[..., None]
 ) -> None:
     from vsa_rt.manifest import PlanRecord
-    from vsa_rt.pipeline.suspects import suspect_of
+    from vsa_rt.pipeline.search.suspects import suspect_of
 
     def measured(role: Any, small: str, other: str, reasons: list[str]) -> PlanRecord:
         return PlanRecord(

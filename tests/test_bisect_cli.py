@@ -18,9 +18,9 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import ItemError
 from vsa_rt.export.lowering.units import Unit
 from vsa_rt.pipeline.bisect import Bisection, BisectOptions, Guilty
-from vsa_rt.pipeline.exclusions import exclusions_to_text
-from vsa_rt.pipeline.suspects import Suspect
-from vsa_rt.pipeline.trials import Basis, Role, Trial, Verified
+from vsa_rt.pipeline.search.exclusions import exclusions_to_text
+from vsa_rt.pipeline.search.suspects import Suspect
+from vsa_rt.pipeline.search.trials import Basis, Role, Trial, Verified
 from vsa_rt.plan import Plan
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

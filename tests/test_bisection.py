@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vsa_rt.pipeline.bisection import LimitReached, guilty_backbones, reduce
+from vsa_rt.pipeline.search.bisection import LimitReached, guilty_backbones, reduce
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from outcome import fails
 
-from vsa_rt.pipeline.measurement import Measurement
+from vsa_rt.pipeline.measuring.measurement import Measurement
 
 for library in ("jinja2", "matplotlib"):
     pytest.importorskip(library, reason=f"a benchmark's report needs {library}: vsa-rt[bench]")

@@ -20,7 +20,7 @@ from vsa_rt.bench.records.comparison import Comparison
 from vsa_rt.bench.report import report_from_json, report_to_json
 from vsa_rt.bundle import Bundle
 from vsa_rt.pipeline.bench import BenchOptions, bench
-from vsa_rt.pipeline.scenarios import ScenarioOptions
+from vsa_rt.pipeline.measuring.scenarios import ScenarioOptions
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Raw = dict[str, Any]

@@ -6,7 +6,7 @@ import pytest
 
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import UsageError
-from vsa_rt.pipeline.composition import WORTH, Alone, compose, weaken
+from vsa_rt.pipeline.precision.composition import WORTH, Alone, compose, weaken
 from vsa_rt.plan import Plan
 
 FP32, BF16, INT8 = Precision.FP32, Precision.BF16, Precision.INT8

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vsa_rt.bench.records.record import Record
-from vsa_rt.pipeline.kept import Kept
+from vsa_rt.pipeline.measuring.kept import Kept
 
 
 class Part(Record, frozen=True, kw_only=True):

@@ -30,10 +30,10 @@ from onnx import TensorProto, helper, numpy_helper
 from vsa_rt.export.half import HalfExecutor
 from vsa_rt.export.lowering.lower import lower, prepared
 from vsa_rt.pipeline.lower import LowerOptions, lower_bundle, trtexec_command
-from vsa_rt.pipeline.lowered import backbone_taps, exact_taps
-from vsa_rt.pipeline.narrowed import exact_nodes, float_activations, narrowed_nodes
-from vsa_rt.pipeline.proof import Lowered
-from vsa_rt.pipeline.rounding import Rounding, guilty_nodes
+from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps
+from vsa_rt.pipeline.precision.narrowed import exact_nodes, float_activations, narrowed_nodes
+from vsa_rt.pipeline.precision.proof import Lowered
+from vsa_rt.pipeline.precision.rounding import Rounding, guilty_nodes
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 FLOATS = (FLOAT, HALF, TensorProto.BFLOAT16, TensorProto.DOUBLE)

@@ -17,7 +17,7 @@ for library in ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "ml_dtypes
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.pipeline.lower import LowerOptions, lower_bundle
-from vsa_rt.pipeline.proof import Lowered
+from vsa_rt.pipeline.precision.proof import Lowered
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -19,7 +19,7 @@ from outcome import fails
 from vsa_rt.bench.report import Report, read_report
 from vsa_rt.bundle import Bundle
 from vsa_rt.pipeline.bench import BenchOptions, sweep
-from vsa_rt.pipeline.scenarios import ScenarioOptions
+from vsa_rt.pipeline.measuring.scenarios import ScenarioOptions
 from vsa_rt.render import write_report
 
 for library in ("jinja2", "matplotlib"):

@@ -10,7 +10,7 @@ import pytest
 import reports
 
 from vsa_rt.bundle import Bundle, seal_folder
-from vsa_rt.pipeline.measurement import Measurement
+from vsa_rt.pipeline.measuring.measurement import Measurement
 
 #: The engine that opens quickly.
 PORTABLE = "onnxruntime:cpu"

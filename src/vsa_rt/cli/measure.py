@@ -165,7 +165,7 @@ def bench(
     from vsa_rt.pipeline.bench import BenchOptions
     from vsa_rt.pipeline.bench import bench as measure
     from vsa_rt.pipeline.bench import sweep as measure_sweep
-    from vsa_rt.pipeline.scenarios import ScenarioOptions
+    from vsa_rt.pipeline.measuring.scenarios import ScenarioOptions
 
     names, rivals = _split_against(against)
     if out is not None:

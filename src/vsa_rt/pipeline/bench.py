@@ -22,15 +22,15 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.doctor import usable_cores
 from vsa_rt.documents import without_folders
 from vsa_rt.errors import UsageError
-from vsa_rt.pipeline.contests import check_joint
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.images import data_key
-from vsa_rt.pipeline.inputs import Inputs, read_inputs
-from vsa_rt.pipeline.kept import Kept
-from vsa_rt.pipeline.measurement import Measurement, MeasureOptions
-from vsa_rt.pipeline.plans import Subject, open_subject, unique_names
+from vsa_rt.pipeline.measuring.contests import check_joint
+from vsa_rt.pipeline.measuring.inputs import Inputs, read_inputs
+from vsa_rt.pipeline.measuring.kept import Kept
+from vsa_rt.pipeline.measuring.measurement import Measurement, MeasureOptions
+from vsa_rt.pipeline.measuring.plans import Subject, open_subject, unique_names
+from vsa_rt.pipeline.measuring.scenarios import ScenarioOptions, check_feeds, check_scenarios
 from vsa_rt.pipeline.reference import check_weights
-from vsa_rt.pipeline.scenarios import ScenarioOptions, check_feeds, check_scenarios
 from vsa_rt.version import __version__
 
 Axis = Literal["target", "precision", "batch"]

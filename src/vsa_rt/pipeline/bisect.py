@@ -20,16 +20,16 @@ from vsa_rt.dataset import Dataset, read_dataset
 from vsa_rt.documents import write_whole
 from vsa_rt.engines import table
 from vsa_rt.errors import BundleError, ItemError, UsageError, needs
-from vsa_rt.pipeline.bisection import Reduced, guilty_backbones, reduce
 from vsa_rt.pipeline.build import METHOD
 from vsa_rt.pipeline.calibrate import calibrate, image_records
-from vsa_rt.pipeline.exclusions import EXCLUDE, exclusions_to_text
 from vsa_rt.pipeline.export import GRAPH, Progress, silent
 from vsa_rt.pipeline.gate import decides
-from vsa_rt.pipeline.lowered import LoweredGraphs, exact_taps
-from vsa_rt.pipeline.plan_judge import PlanJudge
-from vsa_rt.pipeline.suspects import Suspect, suspect_of
-from vsa_rt.pipeline.trials import Basis, Trial, Trials, Verified, held
+from vsa_rt.pipeline.precision.lowered import LoweredGraphs, exact_taps
+from vsa_rt.pipeline.search.bisection import Reduced, guilty_backbones, reduce
+from vsa_rt.pipeline.search.exclusions import EXCLUDE, exclusions_to_text
+from vsa_rt.pipeline.search.plan_judge import PlanJudge
+from vsa_rt.pipeline.search.suspects import Suspect, suspect_of
+from vsa_rt.pipeline.search.trials import Basis, Trial, Trials, Verified, held
 from vsa_rt.plan import Plan
 from vsa_rt.version import __version__
 

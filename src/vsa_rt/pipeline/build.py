@@ -16,16 +16,16 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.engines import table
 from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
 from vsa_rt.manifest import CalibrationRecord, EngineRecord, Manifest, Rejection
-from vsa_rt.pipeline.auto import Search, search
 from vsa_rt.pipeline.calibrate import calibrate
 from vsa_rt.pipeline.diagnose import PAYS, paying, pays
 from vsa_rt.pipeline.export import DEFAULT_BATCH, GRAPH, ExportOptions, export_into
 from vsa_rt.pipeline.gate import Judged, Reference, run_reference
 from vsa_rt.pipeline.images import gate_photographs
-from vsa_rt.pipeline.latency import median
-from vsa_rt.pipeline.lowered import LoweredGraphs, backbone_taps, uniform_plan
+from vsa_rt.pipeline.precision.auto import Search, search
+from vsa_rt.pipeline.precision.latency import median
+from vsa_rt.pipeline.precision.lowered import LoweredGraphs, backbone_taps, uniform_plan
+from vsa_rt.pipeline.precision.workshop import Built, Workshop
 from vsa_rt.pipeline.reference import find_reference
-from vsa_rt.pipeline.workshop import Built, Workshop
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
 if TYPE_CHECKING:

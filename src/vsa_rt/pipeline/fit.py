@@ -21,10 +21,10 @@ from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.documents import write_whole
 from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.features import features_by_backbone, readable
+from vsa_rt.pipeline.heads.features import features_by_backbone, readable
+from vsa_rt.pipeline.heads.metrics import Routing, Series, evaluate
+from vsa_rt.pipeline.heads.splits import Split, make_splits, read_fold_files
 from vsa_rt.pipeline.images import data_key
-from vsa_rt.pipeline.metrics import Routing, Series, evaluate
-from vsa_rt.pipeline.splits import Split, make_splits, read_fold_files
 from vsa_rt.recipe import Fit, Recipe
 from vsa_rt.recipe_file import with_options
 from vsa_rt.recipe_rules import check_recipe

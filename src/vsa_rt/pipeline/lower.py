@@ -37,9 +37,9 @@ from vsa_rt.pipeline.gate import (
     tolerance_for,
 )
 from vsa_rt.pipeline.images import PhotographFeed, gate_photographs
-from vsa_rt.pipeline.lowered import backbone_taps, exact_taps
-from vsa_rt.pipeline.narrowed import exact_nodes, float_activations, kept_nodes, narrowed_nodes
-from vsa_rt.pipeline.proof import (
+from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps
+from vsa_rt.pipeline.precision.narrowed import exact_nodes, float_activations, kept_nodes, narrowed_nodes
+from vsa_rt.pipeline.precision.proof import (
     RECORD,
     SCHEMA,
     Cause,
@@ -49,9 +49,9 @@ from vsa_rt.pipeline.proof import (
     Round,
     RoundingRecord,
 )
-from vsa_rt.pipeline.ranges import int8_ranges
+from vsa_rt.pipeline.precision.ranges import int8_ranges
+from vsa_rt.pipeline.precision.rounding import Rounding, guilty_nodes
 from vsa_rt.pipeline.reference import onnx_reference
-from vsa_rt.pipeline.rounding import Rounding, guilty_nodes
 from vsa_rt.plan import Plan
 from vsa_rt.version import __version__
 

@@ -17,7 +17,7 @@ from vsa_rt.render.text import plain
 
 if TYPE_CHECKING:
     from vsa_rt.pipeline.bisect import Bisection, Guilty
-    from vsa_rt.pipeline.trials import Trial
+    from vsa_rt.pipeline.search.trials import Trial
     from vsa_rt.plan import Plan
 
 _OUTCOMES = {
@@ -147,7 +147,7 @@ def _print_guilty(console: Console, found: Bisection, out: Path | None) -> None:
     if out is None:
         console.print("no list was written: name a folder with -o")
     else:
-        from vsa_rt.pipeline.exclusions import EXCLUDE
+        from vsa_rt.pipeline.search.exclusions import EXCLUDE
 
         console.print(f"build with --exclude {escape(plain(str(out / EXCLUDE)))}")
 

@@ -16,7 +16,7 @@ from vsa_rt.render.tables import document, new_table, number, verdict
 
 if TYPE_CHECKING:
     from vsa_rt.manifest import CalibrationRecord
-    from vsa_rt.pipeline.proof import Kept, Lowered
+    from vsa_rt.pipeline.precision.proof import Kept, Lowered
 
 #: Nodes that are named one by one in a terminal; the file names all.
 _NAMED = 8

@@ -12,10 +12,10 @@ from vsa_rt.bench.parity import Parity
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.manifest import PlanRecord, Rejection
-from vsa_rt.pipeline.composition import Alone, compose, followed, weaken
-from vsa_rt.pipeline.latency import median, times_as_fast
-from vsa_rt.pipeline.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
-from vsa_rt.pipeline.workshop import Built, Workshop
+from vsa_rt.pipeline.precision.composition import Alone, compose, followed, weaken
+from vsa_rt.pipeline.precision.latency import median, times_as_fast
+from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
+from vsa_rt.pipeline.precision.workshop import Built, Workshop
 from vsa_rt.plan import Plan
 
 Role = Literal["one backbone", "uniform", "composed"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vsa_rt.contracts import Task
 from vsa_rt.errors import needs
 from vsa_rt.pipeline.export import Progress
-from vsa_rt.pipeline.splits import Split
+from vsa_rt.pipeline.heads.splits import Split
 from vsa_rt.recipe import Recipe
 
 with needs("export"):

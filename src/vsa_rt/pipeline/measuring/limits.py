@@ -15,7 +15,7 @@ from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
 from vsa_rt.bundle import Bundle
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.errors import EnvironmentUnusable
-from vsa_rt.pipeline.plans import OpenedPlan
+from vsa_rt.pipeline.measuring.plans import OpenedPlan
 
 #: Milliseconds of calls with counters, roughly: 3 to 20 calls.
 _PROFILE_MS = 10_000

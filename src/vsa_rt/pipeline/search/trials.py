@@ -15,7 +15,7 @@ import msgspec
 from vsa_rt.bench.parity import Parity
 from vsa_rt.documents import finite, write_whole
 from vsa_rt.errors import UsageError, VsaError
-from vsa_rt.pipeline.bisection import LimitReached
+from vsa_rt.pipeline.search.bisection import LimitReached
 from vsa_rt.plan import Plan
 
 SCHEMA = 1

@@ -13,7 +13,7 @@ from vsa_rt.bench.scenario import Subject as Load
 from vsa_rt.bench.scenario import camera, quick
 from vsa_rt.bench.workload import Workload
 from vsa_rt.errors import ItemError, UsageError
-from vsa_rt.pipeline.plans import OpenedPlan
+from vsa_rt.pipeline.measuring.plans import OpenedPlan
 from vsa_rt.runtime.fused import Runtime
 
 Feed = Literal["tensors", "images"]

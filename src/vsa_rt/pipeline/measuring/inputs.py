@@ -10,7 +10,7 @@ from vsa_rt.bench.workload import Workload, make_workload, takes_photographs
 from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 from vsa_rt.pipeline.images import gate_photographs
-from vsa_rt.pipeline.plans import Subject
+from vsa_rt.pipeline.measuring.plans import Subject
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from vsa_rt.errors import needs
-from vsa_rt.pipeline.proof import OverflowRecord
+from vsa_rt.pipeline.precision.proof import OverflowRecord
 
 if TYPE_CHECKING:
     import onnx

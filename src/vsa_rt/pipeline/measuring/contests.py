@@ -15,7 +15,7 @@ from vsa_rt.bench.openings import LEAST_OPENINGS
 from vsa_rt.bench.records.contest import Contest
 from vsa_rt.bench.workload import Workload
 from vsa_rt.errors import UsageError
-from vsa_rt.pipeline.plans import OpenedPlan, Subject
+from vsa_rt.pipeline.measuring.plans import OpenedPlan, Subject
 
 Tensors = Mapping[str, NDArray[Any]]
 #: Openings of each plan in a contest at most: a t interval of six is 1.6 times as wide as one of ten.

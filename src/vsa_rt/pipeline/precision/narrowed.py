@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import needs
-from vsa_rt.pipeline.proof import Cause, Kept
+from vsa_rt.pipeline.precision.proof import Cause, Kept
 from vsa_rt.plan import Plan
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from vsa_rt.manifest import Manifest
 from vsa_rt.pipeline.export import Progress
 from vsa_rt.pipeline.gate import Judged
 from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, batch_of
-from vsa_rt.pipeline.latency import median
-from vsa_rt.pipeline.lowered import LoweredGraphs
+from vsa_rt.pipeline.precision.latency import median
+from vsa_rt.pipeline.precision.lowered import LoweredGraphs
+from vsa_rt.pipeline.precision.workshop import Workshop
 from vsa_rt.pipeline.reference import find_reference
-from vsa_rt.pipeline.trials import Basis, Role, Trial, Trials, Verified, trial_of
-from vsa_rt.pipeline.workshop import Workshop
+from vsa_rt.pipeline.search.trials import Basis, Role, Trial, Trials, Verified, trial_of
 from vsa_rt.plan import Plan
 
 

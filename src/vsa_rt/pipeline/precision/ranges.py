@@ -11,7 +11,7 @@ from vsa_rt.manifest import CalibrationRecord
 from vsa_rt.pipeline.build import METHOD
 from vsa_rt.pipeline.calibrate import calibrate
 from vsa_rt.pipeline.export import Progress
-from vsa_rt.pipeline.lowered import backbone_taps, exact_taps
+from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps
 
 if TYPE_CHECKING:
     import onnx

@@ -19,14 +19,14 @@ from vsa_rt.bench.records.trust import ParityCheck
 from vsa_rt.bench.stages import split
 from vsa_rt.contracts import Target
 from vsa_rt.errors import EnvironmentUnusable, ItemError, VsaError
-from vsa_rt.pipeline.contests import run_contest
 from vsa_rt.pipeline.export import Progress, silent
-from vsa_rt.pipeline.inputs import Inputs
-from vsa_rt.pipeline.kept import Kept
-from vsa_rt.pipeline.limits import distance
-from vsa_rt.pipeline.parities import ParityOptions, check_parity
-from vsa_rt.pipeline.plans import OpenedPlan, Subject
-from vsa_rt.pipeline.scenarios import ScenarioOptions, batches_of, run_scenario
+from vsa_rt.pipeline.measuring.contests import run_contest
+from vsa_rt.pipeline.measuring.inputs import Inputs
+from vsa_rt.pipeline.measuring.kept import Kept
+from vsa_rt.pipeline.measuring.limits import distance
+from vsa_rt.pipeline.measuring.parities import ParityOptions, check_parity
+from vsa_rt.pipeline.measuring.plans import OpenedPlan, Subject
+from vsa_rt.pipeline.measuring.scenarios import ScenarioOptions, batches_of, run_scenario
 
 T = TypeVar("T")
 #: Fresh processes per plan.

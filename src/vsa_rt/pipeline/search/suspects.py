@@ -10,7 +10,7 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.engines import table
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.manifest import Manifest
-from vsa_rt.pipeline.lowered import uniform_plan
+from vsa_rt.pipeline.precision.lowered import uniform_plan
 from vsa_rt.plan import Plan
 
 

@@ -20,8 +20,8 @@ from vsa_rt.engines.select import input_specs, output_specs
 from vsa_rt.manifest import EngineRecord, GateRecord
 from vsa_rt.pipeline.export import Progress
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
-from vsa_rt.pipeline.latency import interleaved, median, repeated
-from vsa_rt.pipeline.lowered import LoweredGraphs
+from vsa_rt.pipeline.precision.latency import interleaved, median, repeated
+from vsa_rt.pipeline.precision.lowered import LoweredGraphs
 from vsa_rt.plan import Plan
 
 #: What measuring several engines may take together for one batch size, in seconds.

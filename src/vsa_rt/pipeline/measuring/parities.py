@@ -14,7 +14,7 @@ from vsa_rt.errors import BundleError, CheckpointAbsent, CheckpointError, Enviro
 from vsa_rt.pipeline.check import Check, CheckOptions, check_golden, check_photographs
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.gate import Reference
-from vsa_rt.pipeline.plans import Subject
+from vsa_rt.pipeline.measuring.plans import Subject
 from vsa_rt.pipeline.reference import onnx_reference, reference_of
 
 

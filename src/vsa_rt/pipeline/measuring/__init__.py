@@ -1,0 +1,1 @@
+"""A benchmark's parts: what is opened, fed, run and compared."""
