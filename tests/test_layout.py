@@ -35,7 +35,17 @@ MAY_IMPORT = {
 }
 #: The one documented exception: ``vsa_rt.load`` is a lazy attribute.
 LAZY = {("vsa_rt", "vsa_rt.runtime.load")}
-BUILD_ONLY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "skimage", "safetensors"}
+BUILD_ONLY = {
+    "google",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "sklearn",
+    "skimage",
+    "safetensors",
+}
 ENGINE_LIBRARIES = {"openvino", "onnxruntime", "tensorrt", "tensorrt_rtx"}
 
 
