@@ -112,7 +112,7 @@ def _eager_separate(name: str, sources: Sources, example: Tensors) -> Candidate:
             found = [trunk(given, only)[feature] for feature, only in zip(names, needed, strict=True)]
             used = [torch.nn.functional.normalize(f, dim=1) for f in found] if head.unit_norm else found
             features = torch.cat(used, 1)
-            scores = head_taps(module.head, features, module.recipe.task)
+            scores = head_taps(module.head, features, module.recipe)
         taps = dict(zip([*names, "features", *last], [*found, features, *scores], strict=True))
         return {tap: value.numpy() for tap, value in taps.items()}
 

@@ -26,6 +26,8 @@ _SHARES = {
     "micro F1": True,
     "macro F1": True,
     "mAP": True,
+    "hamming loss": False,
+    "ranking loss": False,
     "ECE": False,
 }
 

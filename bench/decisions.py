@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +78,14 @@ class ScorePairs:
         items: The images' names.
         reference: ``(N, C)``, float64.
         candidate: ``(N, C)``, float64, its columns in the reference's order.
-        truth: The true labels of each image, ``None`` where they are not known.
+        truth: The true labels of each image, as a mapping to their shares where these are known; ``None`` where
+            nothing is.
     """
 
     items: list[str]
     reference: Array
     candidate: Array
-    truth: list[frozenset[str] | None]
+    truth: Sequence[Collection[str] | None]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -101,7 +102,7 @@ class ScoreLog:
     _items: list[str] = field(default_factory=list)
     _reference: list[Array] = field(default_factory=list)
     _candidate: list[Array] = field(default_factory=list)
-    _truth: list[frozenset[str] | None] = field(default_factory=list)
+    _truth: list[Collection[str] | None] = field(default_factory=list)
 
     def add(
         self,
@@ -110,13 +111,13 @@ class ScoreLog:
         candidate: Array,
         truth: Sequence[Collection[str] | None],
     ) -> None:
-        """Add one batch: ``(N, C)`` of each side, and the true labels or nothing at all."""
+        """Add one batch: ``(N, C)`` of each side, and the true labels, with or without shares, or nothing at all."""
         self._items += items
         # Engines hand out views of buffers that the next call overwrites: float64 is a copy, and the type in which
         # the runtime holds a score against its threshold.
         self._reference.append(reference.astype(np.float64))
         self._candidate.append(candidate.astype(np.float64))
-        self._truth += [None if t is None else frozenset(t) for t in truth] or [None] * len(items)
+        self._truth += [_copied(t) for t in truth] or [None] * len(items)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -133,6 +134,12 @@ class ScoreLog:
             candidate[finite],
             [truth for truth, keep in zip(self._truth, finite, strict=True) if keep],
         )
+
+
+def _copied(truth: Collection[str] | None) -> Collection[str] | None:
+    if truth is None:
+        return None
+    return dict(truth) if isinstance(truth, Mapping) else frozenset(truth)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.bench.decisions import DISTANCES, Rule, ScorePairs, normalised
+from vsa_rt.bench.truth import Truth, truth_of
 from vsa_rt.contracts import Task
 
 Array = NDArray[Any]
@@ -93,25 +94,6 @@ class LabelMetrics:
 
 
 @dataclass(frozen=True)
-class _Truth:
-    """True labels of the images.
-
-    Attributes:
-        applies: ``(N, C)`` of bool.
-        foreign: ``(N,)``, how many of an image's true labels are none of these. They cannot be given: each is missed.
-    """
-
-    applies: Array
-    foreign: Array
-
-    @property
-    def place(self) -> Array:
-        """``(N,)``: the one label that applies; C where it is none, another one, or several."""
-        alone = (self.applies.sum(1) == 1) & (self.foreign == 0)
-        return np.asarray(np.where(alone, self.applies.argmax(1), self.applies.shape[1]))
-
-
-@dataclass(frozen=True)
 class _Side:
     """One side's scores and decisions, ``(N, C)``; ``right``: per image, whether it counts as decided rightly."""
 
@@ -124,10 +106,10 @@ def label_metrics(pairs: ScorePairs, rule: Rule) -> LabelMetrics:
     """Hold both sides against the true labels of those images where they are known.
 
     Single-label and binary: accuracy, F1 weighted by how many images have each label, ECE. Multi-label: share of
-    right decisions, micro and macro F1, mean average precision, ECE over all decisions. Distribution: whether the
-    winning label is a true one, and the distances to the truth. A folder of photographs tells the truth as a set of
-    labels: their distribution is taken as uniform over those that ``rule`` has, and where it has none of them the image
-    has no distance.
+    right decisions, Hamming loss, ranking loss, micro and macro F1, mean average precision, ECE over all decisions.
+    Distribution: whether the winning label is the true winner (one of them, where several tie), and the distances to
+    the truth: the true shares of those labels that ``rule`` has, scaled to sum 1; a set of labels without shares is
+    taken as uniform, and where ``rule`` has none of an image's labels the image has no distance.
 
     Args:
         pairs: The scores and what is known of the images.
@@ -136,9 +118,7 @@ def label_metrics(pairs: ScorePairs, rule: Rule) -> LabelMetrics:
     known = [i for i, truth in enumerate(pairs.truth) if truth is not None]
     if not known:
         return LabelMetrics(0, [], None, None)
-    sets = [truth for truth in pairs.truth if truth is not None]
-    applies = np.array([[name in truth for name in rule.labels] for truth in sets], bool)
-    truth = _Truth(applies, np.array([len(t.difference(rule.labels)) for t in sets]))
+    truth = truth_of([truth for truth in pairs.truth if truth is not None], rule.labels)
     reference, candidate = (_side(s[known], truth, rule) for s in (pairs.reference, pairs.candidate))
     compared = [
         _metric(name, statistic(reference), statistic(candidate), len(known))
@@ -155,18 +135,18 @@ def label_metrics(pairs: ScorePairs, rule: Rule) -> LabelMetrics:
     return LabelMetrics(len(known), compared, mcnemar(reference.right, candidate.right), reliability)
 
 
-def _side(scores: Array, truth: _Truth, rule: Rule) -> _Side:
+def _side(scores: Array, truth: Truth, rule: Rule) -> _Side:
     given = rule.given(scores)
     if rule.task is Task.MULTI_LABEL:
         right = (given == truth.applies).all(1) & (truth.foreign == 0)
     elif rule.task is Task.DISTRIBUTION:
-        right = (given & truth.applies).any(1)
+        right = (given & truth.best).any(1)
     else:
         right = given.argmax(1) == truth.place
     return _Side(scores, given, right)
 
 
-def _statistics(truth: _Truth, task: Task) -> dict[str, Callable[[_Side], Statistic]]:
+def _statistics(truth: Truth, task: Task) -> dict[str, Callable[[_Side], Statistic]]:
     """The task's metrics by name, the one that matters most first."""
     if task is Task.DISTRIBUTION:
         return {"top-1 accuracy": lambda side: _mean(side.right)}
@@ -179,9 +159,9 @@ def _statistics(truth: _Truth, task: Task) -> dict[str, Callable[[_Side], Statis
             "weighted F1": lambda side: _weighted_f1(truth, side.given),
         } | calibration
     decided: dict[str, Callable[[_Side], Statistic]] = {
-        "label accuracy": lambda side: _mean(
-            1 - ((side.given != truth.applies).sum(1) + truth.foreign) / truth.applies.shape[1]
-        ),
+        "label accuracy": lambda side: _mean(1 - _hamming(truth, side.given)),
+        "hamming loss": lambda side: _mean(_hamming(truth, side.given)),
+        "ranking loss": lambda side: _mean(_ranking_loss(truth, side.scores)),
         "micro F1": lambda side: _micro_f1(truth, side.given),
         "macro F1": lambda side: _macro_f1(truth, side.given),
     }
@@ -191,12 +171,12 @@ def _statistics(truth: _Truth, task: Task) -> dict[str, Callable[[_Side], Statis
     return decided | calibration
 
 
-def _to_truth(truth: _Truth, reference: _Side, candidate: _Side) -> list[Metric]:
-    """Distances between the true labels, all of equal share, and each side's scores."""
+def _to_truth(truth: Truth, reference: _Side, candidate: _Side) -> list[Metric]:
+    """Distances between the true distribution and each side's scores."""
     some = truth.applies.any(1)
     if not some.any():
         return []
-    target = normalised(truth.applies[some])
+    target = normalised(truth.shares[some])
     r, c = normalised(reference.scores[some]), normalised(candidate.scores[some])
     return [
         _metric(f"{name} to truth", _mean(distance(target, r)), _mean(distance(target, c)), len(r))
@@ -212,22 +192,42 @@ def _mean(values: Array) -> Statistic:
     return lambda weights: np.asarray(weights @ values.astype(np.float64) / len(values))
 
 
+def _hamming(truth: Truth, given: Array) -> Array:
+    """Share of wrong decisions of each image, ``(N,)``."""
+    return np.asarray(((given != truth.applies).sum(1) + truth.foreign) / given.shape[1])
+
+
+def _ranking_loss(truth: Truth, scores: Array) -> Array:
+    """Share of pairs of a true and another label whose order is wrong, ``(N,)``; equal scores are wrong, too.
+
+    Schapire and Singer 2000, as scikit-learn's ``label_ranking_loss``: 0 where every label is true or none. A true label
+    that has no score stands below all others.
+    """
+    losses = []
+    for applies, foreign, row in zip(truth.applies, truth.foreign, scores, strict=True):
+        others = np.sort(row[~applies])
+        above = len(others) - np.searchsorted(others, row[applies])
+        pairs = (applies.sum() + foreign) * len(others)
+        losses.append((above.sum() + foreign * len(others)) / max(pairs, 1))
+    return np.array(losses)
+
+
 def _f1(hits: Array, given: Array, true: Array) -> Array:
     """2 TP / (2 TP + FP + FN); 0 where nothing is given and nothing true."""
     both = given + true
     return np.asarray(np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0))
 
 
-def _counts(truth: _Truth, given: Array) -> Callable[[Array], tuple[Array, Array, Array]]:
+def _counts(applies: Array, given: Array) -> Callable[[Array], tuple[Array, Array, Array]]:
     """Per label, ``(B, C)`` each: given rightly, given, true."""
-    hits, said, true = (a.astype(np.float64) for a in (given & truth.applies, given, truth.applies))
+    hits, said, true = (a.astype(np.float64) for a in (given & applies, given, applies))
     return lambda weights: (weights @ hits, weights @ said, weights @ true)
 
 
-def _weighted_f1(truth: _Truth, given: Array) -> Statistic:
+def _weighted_f1(truth: Truth, given: Array) -> Statistic:
     # Images that belong to none of the labels are a class that nothing finds: they weigh, and their F1 is 0.
     single = truth.place[:, None] == np.arange(given.shape[1])
-    counts = _counts(_Truth(single, truth.foreign), given)
+    counts = _counts(single, given)
 
     def value(weights: Array) -> Array:
         hits, said, true = counts(weights)
@@ -236,8 +236,8 @@ def _weighted_f1(truth: _Truth, given: Array) -> Statistic:
     return value
 
 
-def _micro_f1(truth: _Truth, given: Array) -> Statistic:
-    counts, foreign = _counts(truth, given), truth.foreign.astype(np.float64)
+def _micro_f1(truth: Truth, given: Array) -> Statistic:
+    counts, foreign = _counts(truth.applies, given), truth.foreign.astype(np.float64)
 
     def value(weights: Array) -> Array:
         hits, said, true = (c.sum(1) for c in counts(weights))
@@ -246,8 +246,8 @@ def _micro_f1(truth: _Truth, given: Array) -> Statistic:
     return value
 
 
-def _macro_f1(truth: _Truth, given: Array) -> Statistic:
-    counts = _counts(truth, given)
+def _macro_f1(truth: Truth, given: Array) -> Statistic:
+    counts = _counts(truth.applies, given)
     return lambda weights: np.asarray(_f1(*counts(weights)).mean(1))
 
 
@@ -301,7 +301,7 @@ def _average_precision(by_image: Array, order: Array, places: Array, ends: Array
 # Calibration
 
 
-def _confidences(side: _Side, truth: _Truth, task: Task) -> tuple[Array, Array]:
+def _confidences(side: _Side, truth: Truth, task: Task) -> tuple[Array, Array]:
     """How sure a side was, and whether it was right, ``(N, K)`` each.
 
     One decision per image: the winning score, the row scaled to sum 1. Multi-label, one per label: its score where

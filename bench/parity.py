@@ -53,7 +53,7 @@ class TapParity:
 
     Attributes:
         tap: Its name.
-        kind: ``input``, ``features`` or ``scores``.
+        kind: ``input``, ``features``, ``views`` (scores of each view) or ``scores``.
         max_abs: Largest absolute difference.
         mean_abs: Mean absolute difference.
         relative: Largest relative difference of one image (see ``Tolerance.relative``).
@@ -217,6 +217,9 @@ def _reason(kind: str, sums: _TapSums, allowed: Tolerance) -> str:
     gain = allowed.gain * max(1.0, (_GAIN_IMAGES / max(sums.images, 1)) ** 0.5)
     if kind == "scores":
         return _scores_reason(sums, allowed.scores, gain, worst)
+    if kind == "views" and (sums.broken or allowed.scores < float("inf")):
+        # Each is a score: small ones have no relative difference that means anything.
+        return _scores_reason(sums, allowed.scores, gain, worst)
     if not abs(sums.gain - 1) <= gain:
         return f"scaled by {sums.gain:.4f}, allowed 1 +- {gain:.3g}"
     if relative > allowed.relative:
@@ -300,7 +303,7 @@ class Comparison:
             if name not in candidate or candidate[name].shape != r.shape:
                 got = candidate[name].shape if name in candidate else "nothing"
                 raise VsaError(f"{self.stage}: tap {name!r} gives {got}, the reference {r.shape}")
-            role = "scores" if name == "scores" else kind
+            role = name if name in ("scores", "views") else kind
             self._taps.setdefault((name, role), _TapSums()).add(items, r, candidate[name], again)
 
     def add_inputs(
@@ -322,7 +325,8 @@ class Comparison:
             items: The images' names.
             reference: The reference's outputs.
             candidate: The candidate's outputs.
-            truth: The labels that hold for each image, ``None`` where they are not known.
+            truth: The labels that hold for each image, with their shares (a mapping) where these are known; ``None``
+                where nothing is.
 
         Raises:
             VsaError: The candidate lacks a tap or gives another shape.

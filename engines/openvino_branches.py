@@ -157,9 +157,11 @@ def share_out(branches: Sequence[Branch], threads: int) -> list[Group]:
     anomalies", 1969). Threads that are left over go, one by one, to the group with most work per thread.
 
     Args:
-        branches: At least one.
+        branches: None where no tap is a backbone's: a graph without products has no work to share.
         threads: Of all groups together; there are at most as many groups.
     """
+    if not branches:
+        return []
     count = min(len(branches), threads)
     work = [0] * count
     taps: list[list[str]] = [[] for _ in range(count)]

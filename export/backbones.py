@@ -1,66 +1,25 @@
-"""Backbones: what builds each architecture, its weights, and the preprocessing that travels with them."""
+"""Backbones: networks with their weights, in their place in a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import timm
-import timm.data
-import torch
 from torch import Tensor, nn
 
-from vsa_rt.architecture import (
-    ARCHITECTURES,
-    TIMM,
-    DualEncodingOptions,
-    ObjectGraphOptions,
-    ResNet152V2Options,
-    ShallowCnnOptions,
-    YouTube8MPcaOptions,
-    family_of,
-)
+from vsa_rt.architecture import ARCHITECTURES, family_of, views_of
 from vsa_rt.contracts import ResizeSpec
-from vsa_rt.errors import CheckpointAbsent, RecipeError
-from vsa_rt.export.checkpoint import load_weights
+from vsa_rt.errors import CheckpointAbsent
+from vsa_rt.export.checkpoint import State, load_weights
 from vsa_rt.export.formats import FORMATS, read_checkpoint
-from vsa_rt.export.networks import dual_encoding, inception2015, object_graph, resnet152v2, youtube8m
+from vsa_rt.export.makers import Network, make_network
 from vsa_rt.export.random_weights import Samples, randomise, seeded
-from vsa_rt.export.timm_features import TimmFeatures, replace_adaptive_pools, resize_spec, uint8_transform
-from vsa_rt.export.transforms import Transform, reference_transform
+from vsa_rt.export.transforms import reference_transform
 from vsa_rt.locate import locate, where_found
 from vsa_rt.manifest import CheckpointRecord
-from vsa_rt.recipe import Backbone, options_of, tensor_input, upstream
-
-Triple = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Network:
-    """What an architecture makes before it has weights.
-
-    Attributes:
-        module: Its input to features ``(N, width)`` in float32.
-        width: Length of the feature vector.
-        weights: The module whose keys a checkpoint has, if it is an inner one.
-        ignored: Prefixes of checkpoint keys that the network leaves out on purpose.
-        resize: How the host makes the image; ``None`` for a network that reads features.
-        transform: The reference for ``resize``.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel, of pixels in [0, 1].
-    """
-
-    module: nn.Module
-    width: int
-    weights: nn.Module | None = None
-    ignored: tuple[str, ...] = ()
-    resize: ResizeSpec | None = None
-    transform: Transform | None = None
-    mean: Triple = (0.0, 0.0, 0.0)
-    std: Triple = (1.0, 1.0, 1.0)
+from vsa_rt.recipe import Backbone, options_of, seen_once, tensor_input, upstream
 
 
 @dataclass(frozen=True)
@@ -71,11 +30,14 @@ class LoadedBackbone:
         entry: The recipe's words for it.
         made: The network and its preprocessing.
         record: Where the weights came from.
+        head: Weights of a dense layer above the network that its checkpoint holds: ``weight`` and ``bias``; empty
+            where it holds none.
     """
 
     entry: Backbone
     made: Network
     record: CheckpointRecord
+    head: State = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,8 +51,13 @@ class LoadedBackbone:
 
     @property
     def width(self) -> int:
-        """Length of the feature vector."""
+        """Length of the feature vector, of all views together."""
         return self.made.width
+
+    @property
+    def views(self) -> int:
+        """Views of an image that its features hold one after the other."""
+        return views_of(options_of(self.entry)).count
 
     @property
     def resize(self) -> ResizeSpec | None:
@@ -134,139 +101,14 @@ class Encoder(Protocol):
         ...
 
 
-def _timm(backbone: Backbone, read: int) -> Network:
-    """A network of timm, with the preprocessing of its data config.
-
-    Raises:
-        RecipeError: No such network, or preprocessing that the host does not have.
-    """
-    architecture = backbone.architecture.removeprefix(f"{TIMM}:")
-    where = f"key `backbones.{backbone.name}.architecture`"
-    if not timm.is_model(architecture):
-        near = ", ".join(timm.list_models(f"*{architecture.split('_')[0]}*")[:5])
-        raise RecipeError(
-            f"{where}: timm has no architecture {architecture!r}{f'; near: {near}' if near else ''}"
-        )
-    network: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
-    config = timm.data.resolve_model_data_config(network)
-    resize = resize_spec(config, where)
-    replace_adaptive_pools(network)
-    features = TimmFeatures(network, resize.height).eval()
-    with torch.inference_mode():
-        shape = features(torch.zeros(1, 3, resize.height, resize.width)).shape
-    if len(shape) != 2:
-        raise RecipeError(f"{where}: {architecture} gives features of shape {tuple(shape)}, expected (N, D)")
-    names = network.pretrained_cfg.get("classifier") or ()
-    return Network(
-        features,
-        int(shape[1]),
-        weights=network,
-        ignored=tuple(f"{n}." for n in ((names,) if isinstance(names, str) else names)),
-        resize=resize,
-        transform=uint8_transform(config),
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+#: Keys, after renaming, of a dense layer above the network that its checkpoint holds, and of its tensors.
+_ABOVE = {"head.weight": "weight", "head.bias": "bias"}
 
 
-def _warp(size: int, kernel: Any) -> ResizeSpec:
-    return ResizeSpec(height=size, width=size, fit="warp", kernel=kernel)
-
-
-def _resnet152v2(backbone: Backbone, read: int) -> Network:
-    """MXNet's ResNet-152: raw RGB, warped as MXNet's ``imresize`` does it (video-cnn-feat)."""
-    options = options_of(backbone)
-    crops = options.crops if isinstance(options, ResNet152V2Options) else "center"
-    network = resnet152v2.ResNet152V2(crops)
-    return Network(
-        network,
-        network.width,
-        ignored=resnet152v2.IGNORED,
-        resize=_warp(network.resized, "opencv-bilinear"),
-        std=(1 / 255, 1 / 255, 1 / 255),
-    )
-
-
-def _inception2015(backbone: Backbone, read: int) -> Network:
-    """Inception of the TF graph of 2015-12-05: (x - 128) / 128, warped as TensorFlow 1 does it."""
-    network = inception2015.Inception2015()
-    middle = 128 / 255
-    return Network(
-        network,
-        network.width,
-        ignored=inception2015.IGNORED,
-        resize=_warp(299, "tf-bilinear"),
-        mean=(middle, middle, middle),
-        std=(middle, middle, middle),
-    )
-
-
-def _youtube8m_pca(backbone: Backbone, read: int) -> Network:
-    options = options_of(backbone)
-    known = options if isinstance(options, YouTube8MPcaOptions) else YouTube8MPcaOptions()
-    network = youtube8m.YouTube8MPca(clip=known.clip, quantise=known.quantise, features=read)
-    return Network(network, network.width)
-
-
-def _shallow_cnn(backbone: Backbone, read: int) -> Network:
-    options = options_of(backbone)
-    known = options if isinstance(options, ShallowCnnOptions) else ShallowCnnOptions()
-    network = youtube8m.ShallowCnn(
-        read + known.audio,
-        kernel=known.kernel,
-        filters=known.filters,
-        pool=known.pool,
-        classes=known.classes,
-        normalise=known.normalise,
-        axis=known.axis,
-        audio=known.audio,
-    )
-    return Network(network, network.width)
-
-
-def _dual_encoding(backbone: Backbone, read: int) -> Network:
-    options = options_of(backbone)
-    known = options if isinstance(options, DualEncodingOptions) else DualEncodingOptions()
-    form = dual_encoding.DualEncodingFrames if known.frames > 1 else dual_encoding.DualEncoding
-    width = known.features if known.frames > 1 else read
-    network = form(width, attention=known.attention, normalised=known.normalised)
-    return Network(network, network.width)
-
-
-def _object_graph(backbone: Backbone, read: int) -> Network:
-    options = options_of(backbone)
-    given = isinstance(options, ObjectGraphOptions) and options.objects == "features"
-    network = object_graph.ObjectGraph(options.features if given else read)  # type: ignore[union-attr]
-    return Network(network, network.width, ignored=object_graph.IGNORED)
-
-
-#: Architecture to what builds it, from the recipe's entry and the width of what it reads.
-MAKERS: dict[str, Callable[[Backbone, int], Network]] = {
-    TIMM: _timm,
-    "resnet152-v2": _resnet152v2,
-    "inception-2015": _inception2015,
-    "youtube8m-pca": _youtube8m_pca,
-    "shallow-cnn": _shallow_cnn,
-    "dual-encoding": _dual_encoding,
-    "object-graph": _object_graph,
-}
-
-
-def make_network(backbone: Backbone, read: int = 0) -> Network:
-    """An architecture's network without weights.
-
-    Args:
-        backbone: The recipe's entry.
-        read: Width of the features that it reads.
-
-    Raises:
-        RecipeError: timm has no such architecture, or its preprocessing is one that the host does not have.
-    """
-    return MAKERS[family_of(backbone.architecture)](backbone, read)
-
-
-def _load_file(backbone: Backbone, network: Network, folder: Path, weights: Path | None) -> CheckpointRecord:
-    """Load the checkpoint's tensors, all or none."""
+def _load_file(
+    backbone: Backbone, network: Network, folder: Path, weights: Path | None
+) -> tuple[CheckpointRecord, State]:
+    """Load the checkpoint's tensors, all or none; what belongs to the layer above is handed back."""
     name, checkpoint = backbone.name, backbone.checkpoint
     if weights is None and not checkpoint.path:
         advice = f" {checkpoint.obtain}" if checkpoint.obtain else ""
@@ -279,8 +121,34 @@ def _load_file(backbone: Backbone, network: Network, folder: Path, weights: Path
     state, sha256 = read_checkpoint(path, known, "" if weights else checkpoint.sha256)
     module = network.weights or network.module
     state = known.rename(state, module)
-    load_weights(module, state, f"key `backbones.{name}.checkpoint`: {path}", network.ignored)
-    return CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else checkpoint.path))
+    taken = _ABOVE if network.head_layer else {}
+    above = {taken[k]: v for k, v in state.items() if k in taken}
+    below = {k: v for k, v in state.items() if k not in taken}
+    load_weights(module, below, f"key `backbones.{name}.checkpoint`: {path}", network.ignored)
+    record = CheckpointRecord(sha256=sha256, found=where_found(path, "" if weights else checkpoint.path))
+    return record, above
+
+
+def _network(backbone: Backbone, read: int) -> Network:
+    """A network without weights, with the recipe's own resize where it has one."""
+    network = make_network(backbone, read)
+    if network.resize is None or (backbone.resize is None and network.transform is not None):
+        return network
+    resize = backbone.resize or network.resize
+    return dataclasses.replace(network, resize=resize, transform=reference_transform(resize))
+
+
+def _random(backbone: Backbone, read: int, samples: Samples) -> tuple[Network, str]:
+    """A network with seeded weights, and their hash: the same ones through however many views it looks."""
+    once = seen_once(backbone)
+    network = _network(once, read)
+    sha256 = randomise(network.module, samples.inputs(once, network), network.weights is None)
+    if once == backbone:
+        return network, sha256
+    drawn = network.module.state_dict()
+    network = _network(backbone, read)
+    network.module.load_state_dict(drawn)
+    return network, sha256
 
 
 def load_backbone(
@@ -308,18 +176,16 @@ def load_backbone(
     """
     samples = samples or Samples()
     read = upstream(backbone)
+    width = samples.width(read) if read else 0
+    above: State = {}
     with seeded(random_seed or 0, backbone.name):
-        network = make_network(backbone, samples.width(read) if read else 0)
-        if network.resize is not None and (backbone.resize is not None or network.transform is None):
-            resize = backbone.resize or network.resize
-            network = dataclasses.replace(network, resize=resize, transform=reference_transform(resize))
         if weights is None and random_seed is not None:
-            own = network.weights is None
-            sha256 = randomise(network.module, samples.inputs(backbone, network), own)
+            network, sha256 = _random(backbone, width, samples)
             record = CheckpointRecord(sha256=sha256, found="random weights", random_seed=random_seed)
         else:
-            record = _load_file(backbone, network, folder, weights)
+            network = _network(backbone, width)
+            record, above = _load_file(backbone, network, folder, weights)
     network.module.eval().requires_grad_(False)
-    loaded = LoadedBackbone(backbone, network, record)
+    loaded = LoadedBackbone(backbone, network, record, above)
     samples.add(loaded)
     return loaded

@@ -11,12 +11,15 @@ from torch import nn
 
 from vsa_rt.errors import CheckpointError
 from vsa_rt.export.arrays import read_arrays
+from vsa_rt.export.caffe import groups_of, read_layers, tensors_of
 from vsa_rt.export.checkpoint import State, read_tensors, timm_keys_from_efficientnet_pytorch
 from vsa_rt.export.mxnet import read_params
+from vsa_rt.export.networks.caffenet import GROUPS, keys_from_caffe
 from vsa_rt.export.networks.dual_encoding import keys_from_dual_encoding, tensors_of_dual_encoding
 from vsa_rt.export.networks.inception2015 import keys_from_fid
 from vsa_rt.export.networks.object_graph import keys_from_object_graphs
 from vsa_rt.export.networks.resnet152v2 import keys_from_mxnet
+from vsa_rt.export.networks.sentiment_student import keys_from_student, keys_from_torchvision
 from vsa_rt.export.networks.youtube8m import keys_from_keras, keys_from_yt8m
 from vsa_rt.export.torch_pickle import read_torch
 
@@ -45,6 +48,24 @@ def _dual_encoding(data: bytes, where: str) -> State:
     return tensors_of_dual_encoding(read_torch(data, where), where)
 
 
+def _caffe(data: bytes, where: str) -> State:
+    """A ``.caffemodel`` whose grouped convolutions are CaffeNet's: the file says so, and shapes alone might agree."""
+    layers = read_layers(data, where)
+    for name, groups in groups_of(layers).items():
+        wanted = GROUPS.get(name, 1)
+        if groups != wanted:
+            raise CheckpointError(
+                f"{where}: layer {name!r} has {groups} groups, CaffeNet has {wanted}: this is another network"
+            )
+    return tensors_of(layers)
+
+
+def _student(state: State, module: nn.Module) -> State:
+    """A student, or what it usually starts from: ImageNet weights of torchvision or timm, which know no stages."""
+    staged = any("stage" in key or key.startswith("stu.") for key in state)
+    return keys_from_student(state) if staged else keys_from_torchvision(state, module)
+
+
 #: Name in a recipe to the format. A ``.safetensors`` file may stand in for any of them.
 FORMATS: dict[str, Format] = {
     "timm": Format(read_tensors, lambda state, module: state, "huggingface/pytorch-image-models"),
@@ -66,6 +87,10 @@ FORMATS: dict[str, Format] = {
     ),
     "object-graphs": Format(
         read_tensors, lambda state, module: keys_from_object_graphs(state), "bmezaris/ObjectGraphs"
+    ),
+    "caffe": Format(_caffe, keys_from_caffe, "imatge-upc/sentiment-2015-asm, BVLC/caffe"),
+    "cvpr2023": Format(
+        read_tensors, _student, "tinglyfeng/sentiment_pretraining; ImageNet weights of torchvision or timm"
     ),
 }
 

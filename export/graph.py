@@ -17,11 +17,12 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vsa_rt.contracts import Resample, ScoresKind, Task, scores_kind
+from vsa_rt.contracts import Resample, ScoresKind, Task, Views, scores_kind
 from vsa_rt.errors import UsageError
 from vsa_rt.export.ensemble import Ensemble
 from vsa_rt.export.skeleton import skeleton
 from vsa_rt.manifest import InputRecord, TapRecord
+from vsa_rt.recipe import views_of_recipe
 
 #: From opset 22 on, Conv and the pools take bfloat16 (ONNX changelog), which the lowered graphs need.
 OPSET = 22
@@ -41,6 +42,7 @@ class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         threshold: Multi-label: the score above which a label is given.
         resample: How the host resizes unless told otherwise.
         scores_kind: What kind of numbers the scores are; empty for what the task says.
+        views: Through how many views the graph looks at an image.
     """
 
     inputs: list[InputRecord]
@@ -50,6 +52,7 @@ class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     threshold: float
     resample: Resample
     scores_kind: ScoresKind | Literal[""] = ""
+    views: Views = Views()
 
 
 @contextlib.contextmanager
@@ -151,6 +154,7 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
         threshold=recipe.threshold,
         resample=recipe.resample,
         scores_kind=scores_kind(recipe.task, recipe.head.kind),
+        views=views_of_recipe(recipe),
     )
     onnx.helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
     onnx.checker.check_model(skeleton(model), full_check=True)

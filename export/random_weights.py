@@ -18,19 +18,22 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck  # type: ignore[import-untyped]
 
 from vsa_rt.export.checkpoint import hash_state
 from vsa_rt.export.networks.dual_encoding import DualEncoding, DualEncodingFrames
 from vsa_rt.export.networks.inception2015 import Inception2015
 from vsa_rt.export.networks.object_graph import ObjectGraph, present_rows
 from vsa_rt.export.networks.resnet152v2 import Unit
+from vsa_rt.export.networks.sentiment_student import SentimentStudent
 from vsa_rt.export.networks.youtube8m import YouTube8MPca
 from vsa_rt.export.photographs import shipped_photographs
 from vsa_rt.export.stand_ins import stand_in
 from vsa_rt.recipe import tensor_input
 
 if TYPE_CHECKING:
-    from vsa_rt.export.backbones import LoadedBackbone, Network
+    from vsa_rt.export.backbones import LoadedBackbone
+    from vsa_rt.export.makers import Network
     from vsa_rt.recipe import Backbone
 
 #: Photographs that statistics are taken of.
@@ -124,6 +127,13 @@ def _begin(module: nn.Module, inputs: Sequence[Tensor]) -> None:
         # "Stable ResNet"). Else fifty of them amplify a rounding error a hundred times, which no trained network does.
         with torch.no_grad():
             unit.conv3.weight.mul_(len(units) ** -0.5)
+    if isinstance(module, SentimentStudent):
+        blocks = [m for m in module.modules() if isinstance(m, BasicBlock | Bottleneck)]
+        for (
+            block
+        ) in blocks:  # the last norm, because a norm behind the convolution would undo any scaling there
+            last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
+            nn.init.constant_(last.weight, len(blocks) ** -0.5)
     if isinstance(module, Inception2015):
         # Without shortcuts a deep network at its drawing is chaotic; units that are mostly awake make it less so.
         for layer in module.modules():
@@ -168,7 +178,7 @@ def _calibrate(module: nn.Module, inputs: Sequence[Tensor]) -> None:
             return output
         layer.weight.div_(spread)
         bias: Any = 0.0 if layer.bias is None else layer.bias
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+        if output.ndim == 4 and layer.bias is not None:
             bias = layer.bias[:, None, None]
         scaled: Tensor = (output - bias) / spread + bias
         return scaled

@@ -18,11 +18,13 @@ from torch.nn import functional
 from vsa_rt.contracts import Task
 from vsa_rt.errors import RecipeError
 from vsa_rt.export.head import LinearHead, MoeHead, head_taps, make_head
-from vsa_rt.recipe import Recipe
+from vsa_rt.recipe import Recipe, views_of_recipe
 
 Features = NDArray[np.float32]
-#: ``(N,)`` indices into the labels, or, for multi-label tasks, ``(N, C)`` of 0 and 1.
-Targets = NDArray[np.int64]
+#: ``(N,)`` indices into the labels, int64; for multi-label tasks ``(N, C)`` of 0 and 1, int64; for distributions
+#: ``(N, C)``, each label's share of the image, float64 with rows of sum 1.
+Targets = NDArray[Any]
+Scores = NDArray[np.float64]
 
 
 @contextmanager
@@ -52,17 +54,32 @@ def join_features(recipe: Recipe, by_backbone: dict[str, Features]) -> Features:
     return np.concatenate(parts, 1)
 
 
-def _logistic(recipe: Recipe, standardised: NDArray[np.float64], targets: Targets) -> tuple[Any, Any]:
-    """Slopes ``(C, D)`` and offsets ``(C,)`` of logistic regression; one row for two classes."""
+def _logistic(
+    recipe: Recipe,
+    standardised: NDArray[np.float64],
+    targets: Targets,
+    weights: NDArray[np.float64] | None = None,
+) -> tuple[Any, Any]:
+    """Slopes ``(C, D)`` and offsets ``(C,)`` of logistic regression; one row for two classes.
+
+    Args:
+        recipe: For the strength of the penalty.
+        standardised: ``(N, D)``.
+        targets: ``(N,)`` indices.
+        weights: How much each row counts, ``(N,)``; ``None`` where all count 1.
+    """
     model: Any = LogisticRegression(C=recipe.fit.regularisation, max_iter=10_000, tol=1e-8)
-    model.fit(standardised, targets)
+    model.fit(standardised, targets, weights)
     return model.coef_, model.intercept_
 
 
 def _train_linear(recipe: Recipe, features: Features, targets: Targets) -> nn.Module:
     """Logistic regression on standardised features; the standardisation is folded into the layer.
 
-    Multinomial for one label of several; one regression per label, against the rest, for multi-label tasks.
+    Multinomial for one label of several; one regression per label, against the rest, for multi-label tasks. For
+    distributions multinomial, too: an image stands there once for each label that has a share of it, weighted with that
+    share, and so weighs 1. The weighted cross-entropy is the divergence of ``head_loss`` plus the targets' entropy, on
+    which no weight has an influence.
     """
     scaler = StandardScaler()
     standardised = scaler.fit_transform(features.astype(np.float64))
@@ -70,7 +87,11 @@ def _train_linear(recipe: Recipe, features: Features, targets: Targets) -> nn.Mo
         rows = [_logistic(recipe, standardised, column) for column in targets.T]
         slope, offset = np.concatenate([s for s, _ in rows]), np.concatenate([o for _, o in rows])
     else:
-        slope, offset = _logistic(recipe, standardised, targets)
+        if recipe.task is Task.DISTRIBUTION:
+            image, label = np.nonzero(targets)
+            slope, offset = _logistic(recipe, standardised[image], label, targets[image, label])
+        else:
+            slope, offset = _logistic(recipe, standardised, targets)
         if len(recipe.labels) == 2:
             # One decision value z: softmax over (-z / 2, z / 2) is the logistic function of z.
             slope, offset = np.concatenate([-slope, slope]) / 2, np.concatenate([-offset, offset]) / 2
@@ -115,12 +136,17 @@ def head_loss(head: nn.Module, features: Tensor, targets: Tensor, task: Task, lo
       (MediaEval 2021 names the loss, but not of which function of o);
     - ``nll``: ``-log (o / sum o)`` of the target.
 
+    Multi-label tasks have ``bce`` alone. Distributions have one loss of their own, the Kullback-Leibler divergence
+    KL(target || p) of p, for a mixture of ``o / sum o``: the cross-entropy with the shares as targets minus their
+    entropy, mean over images (the CVPR 2023 paper's loss is ``KLDivLoss`` of the log-softmax, its reduction is not
+    said).
+
     Args:
         head: In training or evaluation mode.
         features: ``(N, D)``.
-        targets: ``(N,)`` indices, or ``(N, C)`` of 0 and 1 for multi-label tasks, which have ``bce`` alone.
+        targets: As ``Targets`` has them for the task.
         task: What the scores mean.
-        loss: One of the three.
+        loss: One of the three, for tasks with one label of several.
 
     Returns:
         A scalar with a gradient.
@@ -134,6 +160,9 @@ def head_loss(head: nn.Module, features: Tensor, targets: Tensor, task: Task, lo
         said, unsaid = _log_softmax(head(features))
     if task is Task.MULTI_LABEL:
         return -torch.where(targets.bool(), said, unsaid).mean()
+    if task is Task.DISTRIBUTION:
+        # The softmax of log o is o / sum o, and that of log p is p.
+        return functional.kl_div(functional.log_softmax(said, 1), targets.to(said), reduction="batchmean")
     if loss == "bce":
         wanted = functional.one_hot(targets, said.shape[1]).bool()
         return -torch.where(wanted, said, unsaid).mean()
@@ -174,17 +203,14 @@ _TRAINERS: dict[str, Callable[[Recipe, Features, Targets], nn.Module]] = {
 
 
 def _check_targets(recipe: Recipe, targets: Targets) -> None:
-    """Check that the task is trained here and that every label can be told from the others."""
-    if recipe.task is Task.DISTRIBUTION:
-        raise RecipeError(
-            f"key `task`: heads for {recipe.task} are not trained here; binary, single-label and multi-label are"
-        )
-    if recipe.task is Task.MULTI_LABEL:
-        counts = targets.sum(0)
-    else:
-        counts = np.bincount(targets, minlength=len(recipe.labels))
-    for which, count in (("no", 0), ("every", len(targets))):
-        names = [name for name, n in zip(recipe.labels, counts, strict=True) if n == count]
+    """Check that every label can be told from the others."""
+    classes = len(recipe.labels)
+    counts = (targets > 0).sum(0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
+    constant = {"no": counts == 0}
+    if recipe.task is not Task.DISTRIBUTION:  # whose every photograph may have some of a label
+        constant["every"] = counts == len(targets)
+    for which, same in constant.items():
+        names = [name for name, is_so in zip(recipe.labels, same, strict=True) if is_so]
         if names:
             raise RecipeError(
                 f"key `labels`: {which} photograph is labelled {', '.join(names)}: nothing can be learnt"
@@ -196,41 +222,69 @@ def train_head(recipe: Recipe, features: Features, targets: Targets, seed: int) 
 
     Args:
         recipe: Kind, labels and settings.
-        features: ``(N, D)``.
-        targets: ``(N,)`` indices into the recipe's labels; ``(N, C)`` of 0 and 1 for multi-label tasks.
+        features: ``(N, V * D)``; of several views V each is a row of its own, with the image's target: Campos et al.
+            2015 train on crops and mirror images, too.
+        targets: As ``Targets`` has them for the recipe's task and labels.
         seed: Of initial weights, order and dropout.
 
     Returns:
         The head in evaluation mode.
 
     Raises:
-        RecipeError: The task is not one that this head is trained for, or a label has no photograph, or every one.
+        RecipeError: A label has no photograph, or, unless it is a distribution's, every one.
     """
     _check_targets(recipe, targets)
+    views = views_of_recipe(recipe).count
+    features, targets = features.reshape(len(features) * views, -1), np.repeat(targets, views, 0)
     with repeatable(seed):
         return _TRAINERS[recipe.head.kind](recipe, features, targets).eval().requires_grad_(False)
 
 
-def predict(head: nn.Module, features: Features, task: Task, threshold: float) -> Targets:
-    """What a head says, in the form of its targets.
+def scores_of(head: nn.Module, features: Features, recipe: Recipe) -> Scores:
+    """Scores of a head, as every evaluation takes them.
 
     Args:
         head: In evaluation mode.
-        features: ``(N, D)``.
-        task: What its scores mean.
+        features: ``(N, V * D)``.
+        recipe: What the scores mean, and of how many views they are the mean.
+
+    Returns:
+        ``(N, C)``, in the type in which the runtime holds a score against its threshold.
+    """
+    with torch.inference_mode():
+        scores: Scores = head_taps(head, torch.from_numpy(features), recipe)[-1].double().numpy()
+    return scores
+
+
+def decide(scores: Scores, task: Task, threshold: float) -> NDArray[np.int64]:
+    """What scores ``(N, C)`` stand for.
+
+    Args:
+        scores: Of any head.
+        task: What they mean.
         threshold: Multi-label only: the score above which a label is given.
 
     Returns:
-        The winning label's index of each row ``(N,)``; for multi-label tasks ``(N, C)`` of 0 and 1.
+        The winning label's index of each row ``(N,)``, of equal scores the first; for multi-label tasks ``(N, C)`` of
+        0 and 1.
     """
-    with torch.inference_mode():
-        scores = head_taps(head, torch.from_numpy(features), task)[-1]
-        said = scores > threshold if task is Task.MULTI_LABEL else scores.argmax(1)
-        return said.numpy().astype(np.int64)
+    said = scores > threshold if task is Task.MULTI_LABEL else scores.argmax(1)
+    return said.astype(np.int64)
+
+
+def predict(head: nn.Module, features: Features, recipe: Recipe) -> NDArray[np.int64]:
+    """What a head says of features ``(N, D)``, as ``decide`` has it."""
+    return decide(scores_of(head, features, recipe), recipe.task, recipe.threshold)
 
 
 def gate_weights(head: MoeHead, features: Features) -> NDArray[np.float32]:
-    """Weights ``(N, C, M + 1)`` that a mixture gives its experts; the dummy's is the last, and each sum is 1."""
+    """Weights ``(M, C, experts + 1)`` that a mixture gives its experts; the dummy's is the last, and each sum is 1.
+
+    Args:
+        head: A mixture.
+        features: ``(N, V * D)``; of several views V each is a row of its own.
+    """
     with torch.inference_mode():
-        gates: NDArray[np.float32] = head.parts(torch.from_numpy(features))[0].numpy()
-    return gates.reshape(len(features), head.classes, head.count + 1)
+        rows = torch.from_numpy(features).reshape(-1, head.fc.in_features)
+        gates: NDArray[np.float32] = head.parts(rows)[0].numpy()
+    return gates.reshape(len(rows), head.classes, head.count + 1)

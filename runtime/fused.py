@@ -203,7 +203,12 @@ class Runtime:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
         if not self.labels:
             raise UsageError(_READY_ONLY if self.preprocessor is None else _NO_LABELS)
-        return self._stream(as_items(images), lambda outputs, count: self.labeller(outputs["scores"][:count]))
+
+        def label(outputs: Tensors, count: int) -> list[Sentiment | None]:
+            views = outputs["views"][:count] if self.manifest.views.count > 1 else None
+            return self.labeller(outputs["scores"][:count], views)
+
+        return self._stream(as_items(images), label)
 
     def features(self, images: Iterable[ImageSource | Item] | ImageSource | Item) -> Features:
         """Every tap of images.

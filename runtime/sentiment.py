@@ -23,15 +23,29 @@ class Labeller:
     def __init__(self, labels: list[str], task: Task, threshold: float, kind: str) -> None:
         self._labels, self._task, self._threshold, self._kind = labels, task, threshold, kind
 
-    def __call__(self, scores: NDArray[Any]) -> list[Sentiment | None]:
-        """The sentiments of ``(N, C)`` scores, in order; ``None`` for a row that is not all numbers."""
-        return [self._one(row) for row in scores.tolist()]
+    def __call__(self, scores: NDArray[Any], views: NDArray[Any] | None = None) -> list[Sentiment | None]:
+        """The sentiments of a batch.
 
-    def _one(self, row: list[float]) -> Sentiment | None:
+        Args:
+            scores: ``(N, C)``.
+            views: Scores of each view ``(N, V * C)``, where the head sees several.
+
+        Returns:
+            In order; ``None`` for a row that is not all numbers.
+        """
+        rows = [None] * len(scores) if views is None else self._each(views)
+        return [self._one(row, seen) for row, seen in zip(scores.tolist(), rows, strict=True)]
+
+    def _each(self, views: NDArray[Any]) -> list[NDArray[Any]]:
+        """Each image's views ``(V, C)``, in memory of their own: the engine writes over its outputs."""
+        return list(views.reshape(len(views), -1, len(self._labels)).copy())
+
+    def _one(self, row: list[float], views: NDArray[Any] | None) -> Sentiment | None:
         if not all(map(math.isfinite, row)):
             return None
         scores = dict(zip(self._labels, row, strict=True))
         if self._task is Task.MULTI_LABEL:
             over = tuple(name for name, score in scores.items() if score > self._threshold)
-            return Sentiment(label=None, scores=scores, scores_kind=self._kind, labels=over)
-        return Sentiment(label=max(scores, key=scores.__getitem__), scores=scores, scores_kind=self._kind)
+            return Sentiment(label=None, scores=scores, scores_kind=self._kind, labels=over, views=views)
+        best = max(scores, key=scores.__getitem__)
+        return Sentiment(label=best, scores=scores, scores_kind=self._kind, views=views)

@@ -34,7 +34,8 @@ from vsa_rt.export.checkpoint import (
 )
 from vsa_rt.export.ensemble import load_backbones, load_ensemble
 from vsa_rt.export.formats import read_checkpoint
-from vsa_rt.export.head import head_to_bytes, load_head, make_head
+from vsa_rt.export.head import make_head
+from vsa_rt.export.head_file import head_to_bytes, load_head
 
 State = dict[str, Any]
 Change = Callable[[State], State]

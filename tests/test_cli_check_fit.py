@@ -16,7 +16,7 @@ from vsa_rt.bundle import Bundle
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = ["path", "label", "labels", "scores", "scores_kind", "error"]
-METRICS = ["accuracy", "weighted_f1", "micro_f1", "macro_f1"]
+METRICS = ["accuracy", "weighted_f1", "micro_f1", "macro_f1", "hamming_loss", "ranking_loss"]
 COMMANDS = ["doctor", "recipes", "fit", "export", "build", "inspect", "run", "check"]
 
 
@@ -100,7 +100,7 @@ def test_fit_repeats_to_the_last_byte(
     report = json.loads(outs[0].with_suffix(".json").read_text())
     assert set(report) == {
         "recipe", "head", "task", "threshold", "data", "data_sha256", "photographs", "labels", "seed", "preset",
-        "split", "fold_files", "tested", "train_only", "label_accuracy", "confusion", "routing", "checkpoints",
+        "split", "fold_files", "tested", "train_only", "distances", "label_accuracy", "confusion", "routing", "checkpoints",
         "backbones", "random_seed", "head_sha256", "settings", "command", "versions",
         *(f"{metric}{end}" for metric in METRICS for end in ("", "_mean", "_std")),
     }  # fmt: skip
@@ -231,6 +231,13 @@ def test_fit_of_several_labels_prints_them(
     (folder / "several.toml").write_text(text)
     done = here("fit", folder / "several.toml", "--data", toy_data, "-o", tmp_path / "h.safetensors")
     assert done.returncode == 0, done.stderr
-    for words in ("weighted F1", "micro F1", "macro F1", "decided at scores above 0.5"):
+    for words in (
+        "weighted F1",
+        "micro F1",
+        "macro F1",
+        "hamming loss",
+        "ranking loss",
+        "decided at scores above 0.5",
+    ):
         assert words in done.stdout
     assert "true \\ predicted" not in done.stdout

@@ -60,6 +60,79 @@ def test_several_labels_of_one_photograph(tmp_path: Path, picture: Picture) -> N
     assert all("empty or repeated label" in e.reason for e in dataset.rejected)
 
 
+# Shares
+
+
+def test_votes_of_one_photograph_are_scaled_to_sum_one(tmp_path: Path, picture: Picture) -> None:
+    for name in "abc":
+        picture(f"images/{name}.png")
+    table(tmp_path, "joy,file, shy and calm ,fear\n3,b.png,1,4\n0.25,a.png,.5,0.25\n0,c.png,1e-3,0\n")
+    dataset = read_dataset(tmp_path)
+    a, b, c = dataset.photographs
+    assert a.shares == (("joy", 0.25), ("shy and calm", 0.5), ("fear", 0.25))
+    assert b.shares == (("joy", 0.375), ("shy and calm", 0.125), ("fear", 0.5))
+    assert c.shares == (("shy and calm", 1.0),)
+    assert (a.labels, c.labels) == (("joy", "shy and calm", "fear"), ("shy and calm",))
+    assert (a.label, c.label) == (None, "shy and calm")
+    assert b.truth == {"joy": 0.375, "shy and calm": 0.125, "fear": 0.5}
+    assert (dataset.labels, dataset.labelled, dataset.rejected) == (["fear", "joy", "shy and calm"], True, [])
+
+
+def test_what_is_known_without_shares_are_labels(tmp_path: Path, picture: Picture) -> None:
+    picture("a.png")
+    table(tmp_path, "file,label,joy,fear\na.png,joy|fear,3,1\n")
+    [photograph] = read_dataset(tmp_path).photographs
+    assert (photograph.shares, photograph.truth) == (None, ("joy", "fear"))
+
+
+def test_bad_votes_are_rejected_by_number_and_the_others_unharmed(tmp_path: Path, picture: Picture) -> None:
+    for name in ("good.png", "other.png"):
+        picture(name)
+    bad = [
+        ("other.png,-1,2", "column 'joy' has '-1'; expected votes or a probability"),
+        ("other.png,1,nan", "column 'fear' has 'nan'"),
+        ("other.png,1,inf", "column 'fear' has 'inf'"),
+        ("other.png,many,1", "column 'joy' has 'many'"),
+        ("other.png,1,", "column 'fear' has nothing"),
+        ("other.png,1", "column 'fear' has nothing"),
+        ("other.png,0,0", "sum to 0; expected a finite number above 0"),
+        ("other.png,1e308,1e308", "sum to inf"),
+        ("other.png,1,2,3", "more cells than"),
+        (f"other.png,{'x' * 9000},1", "column 'joy' has 'xxx"),
+        (",1,2", "the cell of the file is empty"),
+        ("absent.png,1,2", "no file"),
+        ("../other.png,1,2", "leaves the folder"),
+        ("good.png,1,2", "listed twice"),
+    ]
+    lines = ["file,joy,fear", "good.png,1,3", *(line for line, _ in bad)]
+    table(tmp_path, "\n".join(lines) + "\n")
+    dataset = read_dataset(tmp_path)
+    assert [p.shares for p in dataset.photographs] == [(("joy", 0.25), ("fear", 0.75))]
+    for number, (error, (_, says)) in enumerate(zip(dataset.rejected, bad, strict=True), start=3):
+        assert error.item.endswith(f"labels.csv, line {number}")
+        assert says in error.reason
+        assert len(error.reason) < 300
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ("file,joy", "expected the columns file,label, or file and one column"),
+        ("joy,fear,awe", "expected the columns file,label, or file and one column"),
+        ("file,joy,fear,joy", "a column has no name or that of another one"),
+        ("file,joy, joy ", "a column has no name or that of another one"),
+        ("file,joy,", "a column has no name or that of another one"),
+    ],
+)
+def test_columns_that_are_no_labels_are_one_error(
+    tmp_path: Path, picture: Picture, header: str, says: str
+) -> None:
+    picture("a.png")
+    table(tmp_path, f"{header}\na.png,1,2,3\n")
+    with pytest.raises(DatasetError, match=says):
+        read_dataset(tmp_path)
+
+
 def test_a_folders_name_is_one_label_whatever_it_holds(tmp_path: Path, picture: Picture) -> None:
     picture("sad|glad/a.png")
     assert found(read_dataset(tmp_path), tmp_path) == {"sad|glad/a.png": "sad|glad"}

@@ -102,7 +102,7 @@ def test_the_confusion_sums_to_every_photograph_once(
     report = run(tiny_recipe, toy_data, tmp_path / "h.safetensors", cache=cache, folds=3)
     confusion, accuracy = np.array(report.confusion), report.accuracy or []
     assert confusion.sum(1).tolist() == [6, 6]
-    assert len(accuracy) == len(report.weighted_f1) == 3
+    assert len(accuracy) == len(report.weighted_f1 or []) == 3
     assert report.accuracy_mean == pytest.approx(float(np.trace(confusion)) / 12)
     assert report.accuracy_mean == pytest.approx(float(np.mean(accuracy)))
     assert report.accuracy_std == pytest.approx(float(np.std(accuracy, ddof=1)))
@@ -111,6 +111,8 @@ def test_the_confusion_sums_to_every_photograph_once(
     assert (report.split, report.tested, report.train_only) == ("folds", [4, 4, 4], 0)
     other = (report.routing, report.micro_f1, report.macro_f1, report.label_accuracy, report.threshold)
     assert other == (None,) * 5
+    assert report.hamming_loss is report.ranking_loss is None
+    assert report.distances is None
 
 
 def test_every_fold_holds_every_label(
@@ -164,9 +166,9 @@ def test_several_labels_from_the_table_to_the_report(
     report = run(recipe, several_data, out, cache=cache, folds=3)
     assert (report.task, report.threshold) == ("multi-label", 0.4)
     assert (report.accuracy, report.accuracy_mean, report.confusion) == (None, None, None)
-    assert report.micro_f1 is not None
-    assert report.macro_f1 is not None
-    assert len(report.weighted_f1) == len(report.micro_f1) == len(report.macro_f1) == 3
+    several = (report.weighted_f1, report.micro_f1, report.macro_f1, report.hamming_loss, report.ranking_loss)
+    assert [len(folds or []) for folds in several] == [3] * 5
+    assert report.distances is None
     assert sum(report.tested) == 12
     assert report.label_accuracy is not None
     assert list(report.label_accuracy) == ["drink", "bright"]
@@ -218,7 +220,7 @@ def test_given_folds_are_tested_as_given(
     assert report.fold_files[0]["sha256"] == hashlib.sha256(one.read_bytes()).hexdigest()
     assert "--fold-file one.txt --fold-file two.txt" in report.command
     single = run(tiny_recipe, toy_data, out, cache=cache, fold_files=[one])
-    assert len(single.weighted_f1) == 1
+    assert len(single.weighted_f1 or []) == 1
     assert single.accuracy_std is single.weighted_f1_std is None
 
 
@@ -415,6 +417,15 @@ def test_several_labels_are_part_of_the_data(toy_data: Path, other: tuple[str, .
     one, two = (data_key([Photograph(path, labels)]) for labels in (("a", "b"), other))
     assert one != two
     assert one == data_key([Photograph(path, ("a", "b"))])
+
+
+def test_shares_are_part_of_the_data(toy_data: Path) -> None:
+    path = next(iter(sorted(toy_data.rglob("*.png"))))
+    keys = {
+        data_key([Photograph(path, ("a", "b"), shares)])
+        for shares in (None, (("a", 0.5), ("b", 0.5)), (("a", 0.25), ("b", 0.75)))
+    }
+    assert len(keys) == 3
 
 
 def _flip_last(data: bytes) -> bytes:

@@ -54,10 +54,12 @@ from published import (
     tgz,
 )
 
-from vsa_rt.export.backbones import LoadedBackbone, make_network
+from vsa_rt.export.backbones import LoadedBackbone
 from vsa_rt.export.ensemble import load_backbones
 from vsa_rt.export.formats import FORMATS
-from vsa_rt.export.head import head_to_bytes, load_head, make_head
+from vsa_rt.export.head import make_head
+from vsa_rt.export.head_file import head_to_bytes, load_head
+from vsa_rt.export.makers import make_network
 from vsa_rt.export.networks import dual_encoding, inception2015, resnet152v2
 
 State = dict[str, Any]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vsa_rt.bench.parity import TOLERANCES, Parity
 from vsa_rt.bundle import Bundle, seal_folder
-from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task
+from vsa_rt.contracts import Precision, Resample, ResizeSpec, Target, Task, Views
 from vsa_rt.golden import golden_to_bytes, read_golden
 from vsa_rt.manifest import InputRecord, TapRecord
 from vsa_rt.pipeline.export import new_manifest
@@ -425,6 +425,7 @@ def test_a_backbone_in_fp32_keeps_fp32s_tolerance_beside_one_in_int8() -> None:
         task=Task.SINGLE_LABEL,
         threshold=0.5,
         kind="softmax",
+        views=Views(),
         resample=Resample.EXACT,
         inputs=[],
         taps=taps,

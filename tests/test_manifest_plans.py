@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from vsa_rt.budget import Budget
-from vsa_rt.contracts import Resample, ResizeSpec, Task
+from vsa_rt.contracts import Resample, ResizeSpec, Task, Views
 from vsa_rt.errors import BundleError
 from vsa_rt.manifest import (
     CalibrationRecord,
@@ -81,6 +81,7 @@ def whole() -> Manifest:
         task=Task.SINGLE_LABEL,
         threshold=0.5,
         kind="softmax",
+        views=Views(),
         resample=Resample.EXACT,
         inputs=[InputRecord(name="x", dtype="uint8", shape=[8, 8, 3], resize=resize)],
         taps=[*taps, TapRecord(name="features", width=16, kind="features")],
@@ -134,7 +135,7 @@ def test_a_plan_may_have_no_divergence_and_no_accuracy_and_a_failed_one_may_be_f
 
 def test_another_schema_is_refused_with_what_to_do() -> None:
     old = msgspec.structs.replace(whole(), schema=2)
-    with pytest.raises(BundleError, match="schema 2; this version of vsa-rt reads schema 3: rebuild"):
+    with pytest.raises(BundleError, match="schema 2; this version of vsa-rt reads schema 4: rebuild"):
         read(old)
 
 

@@ -346,6 +346,10 @@ def test_branches_are_balanced_by_multiply_adds(
     assert {" ".join(g.taps): g.threads for g in groups} == wanted
 
 
+def test_a_graph_without_work_to_share_has_no_groups() -> None:
+    assert share_out([], 2) == []
+
+
 def test_as_many_groups_as_branches_at_most_and_no_thread_unused() -> None:
     for count, threads in itertools.product((1, 2, 3, 5), (1, 2, 4, 16)):
         groups = share_out([Branch((f"t{i}",), 10 * i) for i in range(count)], threads)

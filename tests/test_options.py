@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ from outcome import fails
 
 from vsa_rt.bundle import Bundle
 from vsa_rt.cli.options import settings_of
+from vsa_rt.contracts import Task
 from vsa_rt.errors import RecipeError, UsageError
+from vsa_rt.label_sets import LABEL_SETS
 from vsa_rt.recipe import Recipe, options_of, tensor_input
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
@@ -68,15 +71,30 @@ def options(recipe: Recipe, name: str) -> Any:
 
 def test_entries_are_taken_apart() -> None:
     assert settings_of(None) == {}
-    assert settings_of(["g.objects=grid", "y.kernel=5", "a.b=c=d"]) == {
+    assert settings_of(["g.objects=grid", "y.kernel=5", "a.b=c=d", "task=mll", "labels=a, b"]) == {
         "g.objects": "grid",
         "y.kernel": "5",
         "a.b": "c=d",
+        "task": "mll",
+        "labels": "a, b",
     }
 
 
 @pytest.mark.parametrize(
-    "entry", ["", "g", "g.objects", "g.objects=", "g=grid", "=grid", ".objects=grid", "g.=grid"]
+    "entry",
+    [
+        "",
+        "g",
+        "g.objects",
+        "g.objects=",
+        "g=grid",
+        "=grid",
+        ".objects=grid",
+        "g.=grid",
+        "task=",
+        "labels",
+        "name=x",
+    ],
 )
 def test_another_form_is_wrong_use(entry: str) -> None:
     with pytest.raises(UsageError, match=r"expected BACKBONE\.OPTION=VALUE") as caught:
@@ -161,6 +179,126 @@ def test_a_long_value_is_one_short_line(recipe: Recipe, text: str) -> None:
     with pytest.raises(RecipeError) as caught:
         with_options(recipe, {"g.count": text})
     assert len(str(caught.value)) < 400
+
+
+# Task and labels
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [
+        ("sll", Task.SINGLE_LABEL),
+        ("mll", Task.MULTI_LABEL),
+        ("ldl", Task.DISTRIBUTION),
+        ("single-label", Task.SINGLE_LABEL),
+        ("multi-label", Task.MULTI_LABEL),
+        ("distribution", Task.DISTRIBUTION),
+        ("binary", Task.BINARY),
+    ],
+)
+def test_a_task_has_the_papers_word_and_the_recipes_own(text: str, task: Task) -> None:
+    """Of a recipe with two labels, which fit every task."""
+    changed = with_options(read_recipe(find_recipe("quickstart")), {"task": text, "labels": "dull,bright"})
+    assert changed.task is task
+
+
+#: Labels of each dataset, as its paper counts them.
+COUNTS = {"fi": 8, "unbiasedemo": 6, "emotic": 26, "emotion6": 7, "emotion6-6": 6, "abstract": 8}
+
+
+@pytest.mark.parametrize(("name", "count"), COUNTS.items())
+def test_labels_of_published_datasets_have_names(recipe: Recipe, name: str, count: int) -> None:
+    labels = with_options(recipe, {"task": "ldl", "labels": name}).labels
+    assert len(set(labels)) == len(labels) == count
+    assert labels == list(LABEL_SETS[name])
+
+
+def test_every_set_of_labels_is_counted_here_and_in_order() -> None:
+    assert LABEL_SETS.keys() == COUNTS.keys()
+    for name, labels in LABEL_SETS.items():
+        most = labels[:-1] if name == "emotion6" else labels
+        assert sorted(most) == list(most)
+    assert LABEL_SETS["emotion6"][-1] == "neutral"
+    assert LABEL_SETS["emotion6"][:-1] == LABEL_SETS["emotion6-6"]
+
+
+def test_labels_of_ones_own_are_in_ones_own_order(recipe: Recipe) -> None:
+    changed = with_options(recipe, {"labels": "sad, glad,shy and calm", "task": "mll"})
+    assert (changed.labels, changed.task) == (["sad", "glad", "shy and calm"], Task.MULTI_LABEL)
+    assert changed.threshold == recipe.threshold
+    assert (changed.backbones, changed.head) == (recipe.backbones, recipe.head)
+
+
+def test_task_and_labels_go_with_options_of_backbones(recipe: Recipe) -> None:
+    changed = with_options(recipe, {"g.objects": "grid", "labels": "fi", "task": "sll", "r.crops": "ten"})
+    assert (options(changed, "g").objects, options(changed, "r").crops) == ("grid", "ten")
+    assert len(changed.labels) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"task": "regression"},
+            "--set task=regression: expected one of sll, mll, ldl, binary, single-label",
+        ),
+        (
+            {"labels": "flickr"},
+            "--set labels=flickr: expected two or more labels, .* fi, unbiasedemo, emotic, ",
+        ),
+        ({"labels": "x" * 5000}, "expected two or more labels"),
+        ({"task": "x" * 5000}, "expected one of sll"),
+        ({"labels": "sad,sad"}, "key `labels`: "),
+        ({"labels": "sad,,glad", "task": "sll"}, "key `labels`: a label is empty"),
+        ({"labels": "fi", "task": "binary"}, "key `labels`: task binary has two labels, not 8"),
+    ],
+)
+def test_a_task_or_labels_that_do_not_fit_are_one_error(
+    recipe: Recipe, settings: dict[str, str], says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        with_options(recipe, settings)
+    assert str(caught.value).startswith("--set")
+    assert len(str(caught.value)) < 400
+
+
+def test_a_threshold_stays_and_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL.replace('"binary"', '"multi-label"\nthreshold = 0.3'), encoding="utf-8")
+    several = read_recipe(path)
+    assert with_options(several, {"labels": "fi"}).threshold == 0.3
+    with pytest.raises(RecipeError, match="--set: key `threshold`: is for multi-label tasks"):
+        with_options(several, {"task": "sll"})
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        (
+            "labels=dim,light",
+            r"""was trained for labels \["dark", "bright"\], the recipe has \["dim", "light"\]""",
+        ),
+        ("task=mll", "was trained for task binary, the recipe has multi-label"),
+    ],
+)
+def test_a_recipes_own_head_is_refused_for_another_task_or_other_labels(
+    here: Cli, tiny_recipe: Path, toy_data: Path, tmp_path: Path, entry: str, says: str
+) -> None:
+    """``fit`` trains one for them, which the same options then take."""
+    out, head = tmp_path / "out", tmp_path / "h.safetensors"
+    export = ["export", tiny_recipe, "--data", toy_data, "-o", out, "--set", entry]
+    fails(here(*export), 2, says)
+    assert not out.exists()
+    data = toy_data
+    if entry.startswith("labels"):
+        data = tmp_path / "data"
+        for old, new in (("dark", "dim"), ("bright", "light")):
+            shutil.copytree(toy_data / old, data / new)
+    done = here("fit", tiny_recipe, "--data", data, "-o", head, "--set", entry)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(head.with_suffix(".json").read_text())["command"].endswith(f"--set {entry}")
+    done = here(*export, "--weights", f"head={head}")
+    assert done.returncode == 0, done.stderr
 
 
 # On the command line

@@ -20,6 +20,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Reseal = Callable[..., None]
 Array = NDArray[Any]
 FP32, BF16 = TOLERANCES[Precision.FP32], TOLERANCES[Precision.BF16]
+INT8 = TOLERANCES[Precision.INT8]
 
 
 # The comparison by itself
@@ -257,7 +258,10 @@ def test_the_same_scores_differ_by_exactly_nothing(task: Task) -> None:
     [
         (Task.BINARY, ["accuracy", "weighted F1", "ECE"]),
         (Task.SINGLE_LABEL, ["accuracy", "weighted F1", "ECE"]),
-        (Task.MULTI_LABEL, ["label accuracy", "micro F1", "macro F1", "mAP", "ECE"]),
+        (
+            Task.MULTI_LABEL,
+            ["label accuracy", "hamming loss", "ranking loss", "micro F1", "macro F1", "mAP", "ECE"],
+        ),
         (
             Task.DISTRIBUTION,
             ["top-1 accuracy"]
@@ -383,3 +387,29 @@ def test_what_an_engine_overwrites_after_its_batch_is_not_lost(dtype: Any) -> No
             names(scores)[start : start + 4], {"scores": buffer}, {"scores": buffer}, truth[start : start + 4]
         )
     assert comparison.result().metrics == judged(Task.SINGLE_LABEL, scores, scores, truth).metrics
+
+
+def views_of_images(seed: int = 0) -> Array:
+    """Ten views' softmax scores of two labels for six images, one after the other."""
+    first = np.random.default_rng(seed).random((6, 10, 1)).astype(np.float32)
+    return np.concatenate([first, 1 - first], 2).reshape(6, 20)
+
+
+@pytest.mark.parametrize("tolerance", [FP32, BF16, INT8])
+def test_views_in_another_order_fail_although_their_mean_is_the_same(tolerance: Any) -> None:
+    views = views_of_images()
+    turned = views.reshape(6, 10, 2)[:, ::-1].reshape(6, 20)
+    comparison = Comparison("stage", "torch", tolerance, ["a", "b"], ["a", "b"])
+    mean = views.reshape(6, 10, 2).mean(1)
+    comparison.add_taps(
+        [f"image {i}" for i in range(6)], {"views": views, "scores": mean}, {"views": turned, "scores": mean}
+    )
+    parity = comparison.result()
+    assert [t.tap for t in parity.taps if t.reason] == ["views"]
+    assert {t.tap: t.kind for t in parity.taps} == {"views": "views", "scores": "scores"}
+
+
+def test_views_are_judged_as_scores_are() -> None:
+    tiny = np.full((6, 20), 1e-6, np.float32)
+    assert compared(tiny, 2 * tiny, "views").passed  # relative, they would be twice as large
+    assert not compared(tiny, tiny + 0.01, "views").passed

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from vsa_rt.budget import Budget
-from vsa_rt.contracts import Resample, ResizeSpec, Task
+from vsa_rt.contracts import Resample, ResizeSpec, Task, Views
 from vsa_rt.manifest import CalibrationRecord, InputRecord, Manifest, PlanRecord, TapRecord
 from vsa_rt.pipeline.export import new_manifest
 from vsa_rt.render.plans import plan_words, plans, verdict_of
@@ -54,6 +54,7 @@ def manifest(*measured: PlanRecord, calibration: CalibrationRecord | None = None
         task=Task.SINGLE_LABEL,
         threshold=0.5,
         kind="softmax",
+        views=Views(),
         resample=Resample.EXACT,
         inputs=[InputRecord(name="x", dtype="uint8", shape=[8, 8, 3], resize=resize)],
         taps=[TapRecord(name=t, width=8, kind="backbone") for t in TAPS],

@@ -21,8 +21,8 @@ from vsa_rt.recipe_file import find_recipe, read_recipe, shipped_names
 torch = pytest.importorskip("torch", reason="networks are torch modules")
 pytest.importorskip("timm", reason="E is a network of timm")
 
-from vsa_rt.export.backbones import make_network
 from vsa_rt.export.head import MoeHead, head_tap_records, head_taps, make_head
+from vsa_rt.export.makers import make_network
 
 SMAP = [f"smap2021-{name}" for name in ("moe", "nn", "e", "r", "y", "s", "g")]
 MEDIAEVAL = [f"mediaeval2021-{subtask}" for subtask in (1, 2, 3)]
@@ -306,7 +306,7 @@ def test_gates_and_experts_are_taps(name: str) -> None:
     ]
     features = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        gates, experts, scores = head_taps(head, features, recipe.task)
+        gates, experts, scores = head_taps(head, features, recipe)
     assert [t.shape[1] for t in (gates, experts, scores)] == [r.width for r in records]
     torch.testing.assert_close(gates.reshape(4, classes, 3).sum(2), torch.ones(4, classes))
     joined = (gates.reshape(4, classes, 3)[:, :, :2] * experts.reshape(4, classes, 2)).sum(2)
@@ -319,7 +319,7 @@ def test_a_dense_head_gives_logits_and_what_the_task_makes_of_them() -> None:
         small = msgspec.structs.replace(recipe, head=msgspec.structs.replace(recipe.head, hidden=[5, 4]))
         head = make_head(small, 7).eval()
         with torch.inference_mode():
-            logits, scores = head_taps(head, torch.ones(1, 7), recipe.task)
+            logits, scores = head_taps(head, torch.ones(1, 7), recipe)
         wanted = activation(logits, 1) if activation else torch.sigmoid(logits)
         torch.testing.assert_close(scores, wanted)
         assert [r.name for r in head_tap_records(recipe)] == ["logits", "scores"]

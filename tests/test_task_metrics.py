@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,9 @@ def test_multi_label_metrics_are_scikit_learns() -> None:
     for side, scores in (("reference", reference), ("candidate", candidate)):
         said = scores > 0.6
         assert getattr(found["label accuracy"], side) == pytest.approx((said == applies).mean())
+        assert getattr(found["hamming loss"], side) == pytest.approx(sklearn.hamming_loss(applies, said))
+        wanted = sklearn.label_ranking_loss(applies, scores)
+        assert getattr(found["ranking loss"], side) == pytest.approx(wanted)
         for average in ("micro", "macro"):
             wanted = sklearn.f1_score(applies, said, average=average, zero_division=0)
             assert getattr(found[f"{average} F1"], side) == pytest.approx(wanted)
@@ -152,11 +155,28 @@ def test_mcnemars_test_counts_whole_sets_of_labels() -> None:
     # The last image's true label is none of the two: no side is right, the reference misses 1 of 2 decisions.
     assert by_name(found)["label accuracy"].reference == pytest.approx((1 + 1 + 1 + 0.5) / 4)
     assert by_name(found)["micro F1"].reference == pytest.approx(2 * 3 / (3 + 4))
+    assert by_name(found)["hamming loss"].reference == pytest.approx((0 + 0 + 0 + 0.5) / 4)
+
+
+def test_the_ranking_loss_is_that_of_a_pencil() -> None:
+    scores = [[0.9, 0.5, 0.1], [0.5, 0.5, 0.1], [0.2, 0.1, 0.3], [0.9, 0.9, 0.9], [0.1, 0.2, 0.3]]
+    # One of two pairs is wrong; one of two ties; the foreign label stands below both others and joy below awe: 3 of
+    # 4; of the last two there is no pair.
+    truth = [["fear"], ["joy"], ["joy", "boredom"], ["joy", "fear", "awe"], []]
+    metric = by_name(measured(Task.MULTI_LABEL, scores, scores, truth))["ranking loss"]
+    assert metric.reference == pytest.approx((1 / 2 + 1 / 2 + 3 / 4 + 0 + 0) / 5)
+
+
+def test_a_candidate_that_ranks_worse_has_an_interval_above_nothing() -> None:
+    reference, _, applies = several(150)
+    found = by_name(measured(Task.MULTI_LABEL, reference, 1 - reference, sets_of(applies)))
+    for name in ("hamming loss", "ranking loss"):
+        assert 0 < found[name].low < found[name].candidate - found[name].reference < found[name].high
 
 
 def test_without_a_true_label_there_is_no_average_precision() -> None:
     found = by_name(measured(Task.MULTI_LABEL, [[0.9, 0.1]] * 3, [[0.9, 0.1]] * 3, [[], [], []]))
-    assert list(found) == ["label accuracy", "micro F1", "macro F1", "ECE"]
+    assert list(found) == ["label accuracy", "hamming loss", "ranking loss", "micro F1", "macro F1", "ECE"]
 
 
 def test_resamples_without_a_true_label_do_not_spoil_the_interval_of_map() -> None:
@@ -187,6 +207,35 @@ def test_a_distribution_is_right_where_its_winner_is_a_true_label() -> None:
         metric = by_name(found)[f"{name} to truth"]
         assert metric.reference == pytest.approx(distance(target, np.array(reference[:2])).mean())
         assert metric.candidate == pytest.approx(distance(target, np.array(candidate[:2])).mean())
+
+
+def test_the_true_distribution_is_the_datas_where_it_has_one() -> None:
+    """Awe, which wins the third image and has no share of the others; boredom, which the bundle lacks, the fourth."""
+    truth: list[Mapping[str, float]] = [
+        {"joy": 0.7, "fear": 0.3},
+        {"joy": 0.5, "fear": 0.5, "awe": 0.0},
+        {"joy": 0.2, "awe": 0.8},
+        {"boredom": 0.6, "fear": 0.4},
+    ]
+    scores = np.array([[0.2, 0.7, 0.1], [0.4, 0.5, 0.1], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1]])
+    pairs = ScorePairs(list("abcd"), scores, scores, truth)
+    found = label_metrics(pairs, Rule(LABELS[:3], Task.DISTRIBUTION, 0.5))
+    # The first says fear, which applies and does not win; the second one of the two that tie.
+    assert by_name(found)["top-1 accuracy"].reference == pytest.approx(2 / 4)
+    target = np.array([[0.7, 0.3, 0], [0.5, 0.5, 0], [0.2, 0, 0.8], [0, 1, 0]])
+    for name, distance in DISTANCES.items():
+        metric = by_name(found)[f"{name} to truth"]
+        assert metric.reference == pytest.approx(distance(target, scores).mean())
+    as_sets = by_name(measured(Task.DISTRIBUTION, scores, scores, [[*t] for t in truth]))
+    assert as_sets["kl to truth"].reference != pytest.approx(by_name(found)["kl to truth"].reference)
+
+
+def test_shares_of_a_single_label_task_are_the_labels_that_have_some() -> None:
+    truth: list[Mapping[str, float]] = [{"joy": 1.0, "fear": 0.0}, {"joy": 0.9, "fear": 0.1}]
+    scores = np.array([[0.9, 0.1], [0.9, 0.1]])
+    pairs = ScorePairs(["a", "b"], scores, scores, truth)
+    found = label_metrics(pairs, Rule(LABELS[:2], Task.BINARY, 0.5))
+    assert by_name(found)["accuracy"].reference == 0.5
 
 
 def test_distributions_without_any_true_label_have_no_distance() -> None:

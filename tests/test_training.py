@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vsa_rt.contracts import Task
 from vsa_rt.errors import RecipeError
-from vsa_rt.recipe import Fit, Head, Recipe
+from vsa_rt.recipe import Backbone, Fit, Head, Recipe
 from vsa_rt.schedules import PRESETS
 
 for _name in ("torch", "sklearn", "safetensors"):
@@ -30,15 +30,25 @@ Kind = Literal["linear", "nn", "moe"]
 LABELS = ["a", "b", "c"]
 
 
-def make_recipe(kind: Kind, classes: int = 2, multi: bool = False, **fit: Any) -> Recipe:
+def make_recipe(
+    kind: Kind, classes: int = 2, multi: bool = False, threshold: float = 0.5, **fit: Any
+) -> Recipe:
     """A recipe of which only the head is of interest, small and without dropout."""
     task = Task.MULTI_LABEL if multi else Task.BINARY if classes == 2 else Task.SINGLE_LABEL
-    head = Head(kind=kind, features=["one", "two"], hidden=[16], dropout=0)
-    return Recipe(schema=1, name="toy", task=task, labels=LABELS[:classes], head=head, fit=Fit(**fit))
+    return Recipe(
+        schema=1,
+        name="toy",
+        task=task,
+        labels=LABELS[:classes],
+        backbones=[Backbone(name=name, architecture="timm:test_resnet") for name in ("one", "two")],
+        head=Head(kind=kind, features=["one", "two"], hidden=[16], dropout=0),
+        fit=Fit(**fit),
+        threshold=threshold,
+    )
 
 
 def predicted(recipe: Recipe, head: Any, rows: Floats) -> Ints:
-    return training.predict(head, rows, recipe.task, recipe.threshold)
+    return training.predict(head, rows, recipe)
 
 
 def clouds(classes: int, each: int = 40, width: int = 6, seed: int = 0) -> tuple[Floats, Ints]:
@@ -120,11 +130,27 @@ def test_a_label_is_given_above_the_threshold_and_not_at_it() -> None:
         head.fc.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         head.fc.bias.zero_()
     rows = np.array([[0.0], [2.0], [-2.0]], np.float32)
-    at = training.predict(head, rows, Task.MULTI_LABEL, 0.5)
-    below = training.predict(head, rows, Task.MULTI_LABEL, 0.49)
+    at = training.predict(head, rows, make_recipe("linear", multi=True))
+    below = training.predict(head, rows, make_recipe("linear", multi=True, threshold=0.49))
     assert at.tolist() == [[0, 0], [1, 0], [0, 1]]
     assert below.tolist() == [[1, 1], [1, 0], [0, 1]]
-    assert training.predict(head, rows, Task.BINARY, 0.5)[1:].tolist() == [0, 1]
+    assert training.predict(head, rows, make_recipe("linear"))[1:].tolist() == [0, 1]
+
+
+def test_scores_are_those_of_the_head_in_the_type_of_the_runtime() -> None:
+    """float32's 0.4 lies above 0.4: the runtime gives its label."""
+    head, rows = LinearHead(4, 3).eval(), np.ones((2, 4), np.float32)
+    with torch.no_grad():
+        head.fc.weight.zero_()
+        head.fc.bias.copy_(torch.logit(torch.tensor([0.4, 0.3, 0.3], dtype=torch.float64)))
+    scores = training.scores_of(head, rows, make_recipe("linear", 3, multi=True))
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, [[0.4, 0.3, 0.3]] * 2, rtol=1e-6)
+    softmax = training.scores_of(head, rows, make_recipe("linear", 3))
+    np.testing.assert_allclose(softmax.sum(1), 1, rtol=1e-6)
+    stored = np.full((1, 3), np.float32(0.4)).astype(np.float64)
+    assert training.decide(stored, Task.MULTI_LABEL, 0.4).tolist() == [[1, 1, 1]]
+    assert training.decide(np.array([[0.2, 0.4, 0.4]]), Task.DISTRIBUTION, 0.5).tolist() == [1]
 
 
 @pytest.mark.parametrize("multi", [False, True])
@@ -167,12 +193,6 @@ def test_a_label_that_nothing_or_everything_has_cannot_be_learnt() -> None:
         targets[:, 1] = constant
         with pytest.raises(RecipeError, match=says):
             training.train_head(make_recipe("nn", 3, multi=True), rows, targets, 0)
-
-
-def test_a_task_that_is_not_trained_here_is_named() -> None:
-    recipe = msgspec.structs.replace(make_recipe("nn"), task=Task.DISTRIBUTION)
-    with pytest.raises(RecipeError, match="distribution"):
-        training.train_head(recipe, *clouds(2), 0)
 
 
 # Losses

@@ -21,10 +21,10 @@ from vsa_rt.architecture import ARCHITECTURES, output_width, parameters_of
 from vsa_rt.contracts import Task
 from vsa_rt.engines.executor import GraphExecutor
 from vsa_rt.errors import RecipeError, UsageError
-from vsa_rt.export.backbones import make_network
 from vsa_rt.export.ensemble import LoadedEnsemble, load_ensemble
 from vsa_rt.export.graph import graph_from_ensemble
 from vsa_rt.export.head import make_head
+from vsa_rt.export.makers import make_network
 from vsa_rt.recipe import Backbone, Head, Recipe, needed_backbones, options_of, tensor_input
 from vsa_rt.recipe_file import read_recipe
 from vsa_rt.recipe_rules import check_recipe

@@ -157,7 +157,7 @@ def folds(bundle: Bundle, data: Path) -> Iterator[Row]:
         right = []
         for train, test in splits:
             head = train_head(recipe, features[train], targets[train], 0)
-            said = predict(head, features[test], recipe.task, recipe.threshold)
+            said = predict(head, features[test], recipe)
             right.append(100 * float((said == targets[test]).mean()))
         yield Row(
             f"accuracy on features of {_name(engine)}, {_FOLDS} folds",

@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from vsa_rt.contracts import Views
 from vsa_rt.errors import UsageError
 
 #: ``timm:NAME`` stands for any network of the timm library.
@@ -102,6 +103,30 @@ class ObjectGraphOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     frame: int = 512
 
 
+class CaffeNetOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of ``caffenet``. With ``oversample`` or ``map`` the head scores each view; see ``Views``.
+
+    Attributes:
+        top: The last layer whose values are the features; the head stands for the layer above it.
+        oversample: Ten crops of an image instead of its centre.
+        map: All positions of an image of 451 pixels instead: the fully convolutional form.
+    """
+
+    top: Literal["pool5", "fc6", "fc7", "fc8"] = "fc7"
+    oversample: bool = False
+    map: bool = False
+
+
+class SentimentStudentOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of ``sentiment-student``.
+
+    Attributes:
+        arch: Which network; the VGGs are those with BatchNorms.
+    """
+
+    arch: Literal["vgg16", "vgg19", "resnet18", "resnet50", "resnet101"] = "resnet50"
+
+
 #: The options of some architecture.
 Options = (
     NoOptions
@@ -110,6 +135,8 @@ Options = (
     | ShallowCnnOptions
     | DualEncodingOptions
     | ObjectGraphOptions
+    | CaffeNetOptions
+    | SentimentStudentOptions
 )
 
 
@@ -129,6 +156,7 @@ class Architecture:
         summary: What it is, for people.
         width: Length of the feature vector where it is always the same; 0 where not.
         sides: Least and greatest height and width, in pixels, of the image that it works on.
+        views: Whether its options decide through how many views it looks at an image; its weights do not.
     """
 
     reads: Literal["image", "features", "objects"]
@@ -139,9 +167,10 @@ class Architecture:
     exact: bool = False
     width: int = 0
     sides: tuple[int, int] = (1, LARGEST_SIDE)
+    views: bool = False
 
 
-#: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.backbones.MAKERS``.
+#: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.makers.MAKERS``.
 ARCHITECTURES: dict[str, Architecture] = {
     TIMM: Architecture(
         "image", ("timm", "efficientnet-pytorch"), summary="any network of timm", encodes=True
@@ -182,13 +211,45 @@ ARCHITECTURES: dict[str, Architecture] = {
         ObjectGraphOptions,
         "graph convolution over objects (ObjectGraphs)",
     ),
+    "caffenet": Architecture(
+        "image",
+        ("caffe",),
+        CaffeNetOptions,
+        "CaffeNet up to a layer: its centre crop, ten crops, or a map",
+        sides=(256, 256),  # its crops are cut from 256 x 256
+        views=True,
+    ),
+    "sentiment-student": Architecture(
+        "image",
+        ("cvpr2023",),
+        SentimentStudentOptions,
+        "VGG or ResNet up to its global average pool (CVPR 2023)",
+        sides=(32, LARGEST_SIDE),  # of less, its pools and strides leave no map
+    ),
 }
+#: Length of what each layer of CaffeNet gives for one view, and of what each student gives.
+_CAFFENET_WIDTHS = {"pool5": 9216, "fc6": 4096, "fc7": 4096, "fc8": 1000}
+_STUDENT_WIDTHS = {"vgg16": 512, "vgg19": 512, "resnet18": 512, "resnet50": 2048, "resnet101": 2048}
 
 
 def family_of(architecture: str) -> str:
     """The table's key for a recipe's word: ``timm`` for ``timm:NAME``, else the word itself."""
     family, colon, _ = architecture.partition(":")
     return TIMM if colon and family == TIMM else architecture
+
+
+#: Options that say through how many views an image is looked at.
+VIEW_OPTIONS = frozenset({"oversample", "map"})
+
+
+def views_of(options: Options) -> Views:
+    """Through how many views an architecture with these options looks at an image."""
+    if isinstance(options, CaffeNetOptions) and options.oversample:
+        return Views(count=10)
+    if isinstance(options, CaffeNetOptions) and options.map:
+        # 451 pixels hold eight crops of 227, 32 apart (Campos et al. 2015, the fully convolutional deploy form).
+        return Views(count=64, rows=8, columns=8, window=227 / 451)
+    return Views()
 
 
 def output_width(architecture: str, options: Options, read: int | None) -> int | None:
@@ -206,6 +267,10 @@ def output_width(architecture: str, options: Options, read: int | None) -> int |
         return options.classes
     if isinstance(options, ObjectGraphOptions):
         return options.features if options.objects == "features" else read
+    if isinstance(options, CaffeNetOptions):
+        return views_of(options).count * _CAFFENET_WIDTHS[options.top]
+    if isinstance(options, SentimentStudentOptions):
+        return _STUDENT_WIDTHS[options.arch]
     return ARCHITECTURES[family_of(architecture)].width or None
 
 

@@ -14,6 +14,7 @@ from vsa_rt.architecture import (
     LARGEST_SIDE,
     TIMM,
     Architecture,
+    CaffeNetOptions,
     DualEncodingOptions,
     ObjectGraphOptions,
     Options,
@@ -35,6 +36,7 @@ from vsa_rt.recipe import (
     options_of,
     tensor_input,
     upstream,
+    views_of_recipe,
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,40}")
@@ -166,6 +168,10 @@ def _idle_option(options: Options) -> tuple[str, str]:
         return "features", "frames = 1"
     if isinstance(options, ShallowCnnOptions) and options.axis == "time":
         return "pool", 'axis = "time"'
+    if isinstance(options, CaffeNetOptions) and options.map and options.oversample:
+        return "oversample", "map = true, which looks at the whole image"
+    if isinstance(options, CaffeNetOptions) and options.map and options.top == "pool5":
+        return "top", "map = true, whose positions are those of fc6 and above"
     if isinstance(options, YouTube8MPcaOptions) and options.quantise and not 0 < options.clip <= 2:
         return "clip", "quantise = true, which clips to 2 itself"
     return "", ""
@@ -276,6 +282,8 @@ def _check_tensor_inputs(recipe: Recipe, where: str) -> None:
 
 def _head_parameters(head: Head, width: int, labels: int) -> int:
     """Trained parameters of the head: those of ``vsa_rt.export.head``."""
+    if head.kind == "units":
+        return 0
     if head.kind == "moe":
         bias = labels * (head.experts + 1) if head.gate_bias else 0
         outputs = labels * (2 * head.experts + 1)
@@ -321,7 +329,7 @@ def check_sizes(recipe: Recipe, where: str) -> None:
             "head.experts",
             f"{head.experts} for each of {labels} labels make more than {MOST_VALUES:,} gates",
         )
-    joined = sum(widths[name] or _USUAL_WIDTH for name in head.features)
+    joined = sum(widths[name] or _USUAL_WIDTH for name in head.features) // views_of_recipe(recipe).count
     key = "head.features" if head.kind == "linear" else "head.hidden"
     _check_parameters(parameters + _head_parameters(head, joined, labels), where, key)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, get_args
 
@@ -131,17 +131,36 @@ class ResizeSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return round((height - self.height) / 2.0), round((width - self.width) / 2.0)
 
 
-#: ``moe``: each below 1, and they need not add up to 1.
-ScoresKind = Literal["softmax", "independent", "distribution", "moe"]
+#: ``moe``: each below 1, and they need not add up to 1. ``partial``: a softmax over more outputs than there are labels.
+ScoresKind = Literal["softmax", "independent", "distribution", "moe", "partial"]
 
 
 def scores_kind(task: Task, head: str = "") -> ScoresKind:
     """What kind of numbers a head of some kind gives for a task."""
     if head == "moe":
         return "moe"
+    if head == "units":
+        return "partial"
     if task is Task.MULTI_LABEL:
         return "independent"
     return "distribution" if task is Task.DISTRIBUTION else "softmax"
+
+
+class Views(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Through how many views an image is looked at, where the head scores each and the mean is the image's.
+
+    Attributes:
+        count: 1 where the head sees the image once.
+        rows: Of views that lie on a grid, row by row; 0 for crops such as corners and mirror images.
+        columns: Of that grid.
+        window: Share of the image's sides that one view of the grid covers; the first begins at the edge, the last
+            ends at the other.
+    """
+
+    count: int = 1
+    rows: int = 0
+    columns: int = 0
+    window: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -174,10 +193,13 @@ class Sentiment:
         label: The winning label; ``None`` for multi-label tasks.
         labels: The labels over the decision threshold (multi-label only, else empty).
         scores: Label to score, in the recipe's order.
-        scores_kind: ``softmax``, ``independent``, ``distribution`` or ``moe``.
+        scores_kind: ``softmax``, ``independent``, ``distribution``, ``moe`` or ``partial``.
+        views: Scores of each view ``(V, C)`` in float32, whose mean the scores are; ``None`` where the head sees the
+            image once.
     """
 
     label: str | None
     scores: dict[str, float]
     scores_kind: str
     labels: tuple[str, ...] = ()
+    views: NDArray[Any] | None = field(default=None, compare=False, repr=False)

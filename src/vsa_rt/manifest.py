@@ -8,13 +8,13 @@ from typing import Any, Literal
 import msgspec
 
 from vsa_rt.budget import Budget
-from vsa_rt.contracts import Resample, ResizeSpec, ScoresKind, Task
+from vsa_rt.contracts import Resample, ResizeSpec, ScoresKind, Task, Views
 from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.manifest_rules import check_consistency
 from vsa_rt.recipe import Recipe
 
-#: 3 since precision is planned by backbone: plans, their budget and what they were calibrated on.
-SCHEMA = 3
+#: 4 since an image may be looked at through several views.
+SCHEMA = 4
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,13 +50,14 @@ class TapRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         name: The tensor's name.
         width: Its second axis.
         reads: The tap whose values it is computed from, where that is another backbone's.
-        kind: A backbone's features, the joined features, what the head gives before and after its activation, or
-            the gates and experts of a mixture.
+        kind: A backbone's features, the joined features, what the head gives before and after its activation, the
+            gates and experts of a mixture, or the scores of each view. With several views (``Manifest.views``) all
+            but the scores hold one after the other.
     """
 
     name: str
     width: int
-    kind: Literal["backbone", "features", "logits", "gates", "experts", "scores"]
+    kind: Literal["backbone", "features", "logits", "gates", "experts", "views", "scores"]
     reads: str = ""
 
 
@@ -241,6 +242,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         taps: In the graph's order.
         threshold: Multi-label: the score above which a label is given.
         scores_kind: What kind of numbers the scores are.
+        views: Through how many views the graph looks at an image.
         resample: How the host resizes unless told otherwise.
         max_batch: Largest batch of one engine call.
         checkpoints: Backbone name, or ``head``, to its weights.
@@ -265,6 +267,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     task: Task
     threshold: float
     scores_kind: ScoresKind
+    views: Views
     resample: Resample
     inputs: list[InputRecord]
     taps: list[TapRecord]

@@ -43,7 +43,19 @@ def _check_tensors(manifest: Manifest) -> str:
     scores = [t.width for t in manifest.taps if t.kind == "scores"]
     if manifest.labels and scores != [len(manifest.labels)]:
         return f"{len(manifest.labels)} labels do not fit scores of width {scores}"
-    return ""
+    return _check_views(manifest)
+
+
+def _check_views(manifest: Manifest) -> str:
+    """What is wrong with the views of an image; empty if nothing is."""
+    views = manifest.views
+    if not 1 <= views.count <= MAX_ELEMENTS or views.rows * views.columns not in (0, views.count):
+        return f"{views.count} views on a grid of {views.rows} x {views.columns}"
+    if views.rows < 0 or views.columns < 0 or bool(views.rows) != (0 < views.window <= 1):
+        return f"{views.rows} x {views.columns} views that each cover {views.window} of the image"
+    given = [t.width for t in manifest.taps if t.kind == "views"]
+    wanted = [views.count * len(manifest.labels)] if views.count > 1 and manifest.labels else []
+    return "" if given == wanted else f"{views.count} views do not fit scores of views of width {given}"
 
 
 def _check_words(manifest: Manifest) -> str:

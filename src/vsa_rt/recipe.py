@@ -9,18 +9,20 @@ import msgspec
 
 from vsa_rt.architecture import (
     ARCHITECTURES,
+    VIEW_OPTIONS,
     DualEncodingOptions,
     ObjectGraphOptions,
     Options,
     family_of,
     output_width,
+    views_of,
 )
-from vsa_rt.contracts import Resample, ResizeSpec, Task
+from vsa_rt.contracts import Resample, ResizeSpec, Task, Views
 
 SCHEMA = 1
 #: Names that the graph gives to its own inputs and outputs, and the head's own; a backbone cannot be called so.
 RESERVED_NAMES = frozenset(
-    {"features", "logits", "scores", "gates", "experts", "head", "objects", "boxes", "frames"}
+    {"features", "logits", "views", "scores", "gates", "experts", "head", "objects", "boxes", "frames"}
 )
 
 
@@ -69,9 +71,12 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     Attributes:
         kind: ``linear`` (one dense layer); ``nn`` (dense layers with ReLU and dropout between: SMAP 2021,
-            section 3.3); ``moe`` (mixture of experts: Abu-El-Haija et al. 2016, as SMAP 2021 uses it).
+            section 3.3); ``moe`` (mixture of experts: Abu-El-Haija et al. 2016, as SMAP 2021 uses it); ``units`` (no
+            weights: a softmax over the features themselves, the first of which are the labels: the raw ablations of
+            Campos et al. 2015).
         features: Backbone names in the order of concatenation.
-        weights: A head file that ``vsa-rt fit`` wrote, relative to the recipe's folder; empty before the fit.
+        weights: A head file that ``vsa-rt fit`` wrote, relative to the recipe's folder. Empty before the fit, and
+            where a linear head comes out of the checkpoint of the only backbone.
         sha256: Hash that the head file must have; empty for any file.
         hidden: Widths of the hidden layers of ``nn``; ``moe`` has exactly one.
         dropout: Dropout rate while it is trained; inert afterwards.
@@ -80,7 +85,7 @@ class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         gate_bias: ``moe``: whether the gates have a bias; youtube-8m's have none.
     """
 
-    kind: Literal["linear", "nn", "moe"]
+    kind: Literal["linear", "nn", "moe", "units"]
     features: list[str]
     weights: str = ""
     sha256: str = ""
@@ -193,6 +198,14 @@ def options_of(backbone: Backbone) -> Options:
     return msgspec.convert(backbone.options, ARCHITECTURES[family_of(backbone.architecture)].options)
 
 
+def seen_once(backbone: Backbone) -> Backbone:
+    """The same backbone as it looks at an image once: what its weights, and a head over it, are trained as."""
+    if not ARCHITECTURES[family_of(backbone.architecture)].views:
+        return backbone
+    kept = {k: v for k, v in backbone.options.items() if k not in VIEW_OPTIONS}
+    return msgspec.structs.replace(backbone, options=kept)
+
+
 def tensor_input(backbone: Backbone) -> tuple[str, list[int]] | None:
     """Name and shape of the ready tensor that a backbone takes beside or instead of an image.
 
@@ -218,6 +231,12 @@ def regions_of(recipe: Recipe) -> int:
         if isinstance(options, ObjectGraphOptions) and options.objects != "features":
             found += options.count
     return found
+
+
+def views_of_recipe(recipe: Recipe) -> Views:
+    """Through how many views an image is looked at; one backbone's, as a checked recipe has no other beside it."""
+    found = [views_of(options_of(b)) for b in needed_backbones(recipe)]
+    return max(found, key=lambda views: views.count, default=Views())
 
 
 def upstream(backbone: Backbone) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 
+from vsa_rt.contracts import Task
 from vsa_rt.errors import RecipeError
-from vsa_rt.recipe import Recipe
+from vsa_rt.label_sets import LABEL_SETS
+from vsa_rt.recipe import Backbone, Recipe
 from vsa_rt.recipe_rules import check_recipe
 from vsa_rt.schedules import PRESETS
 
@@ -82,29 +84,75 @@ def _value(text: str) -> str | int | float | bool:
     return text
 
 
+#: What ``--set task=`` takes: the words of CVPR 2023's code beside a recipe's own.
+TASKS: dict[str, Task] = {
+    "sll": Task.SINGLE_LABEL,
+    "mll": Task.MULTI_LABEL,
+    "ldl": Task.DISTRIBUTION,
+    **{str(task): task for task in Task},
+}
+
+
+def _task(text: str) -> Task:
+    """The task that a word of ``--set task=`` means."""
+    if text not in TASKS:
+        raise RecipeError(f"--set task={text[:_LONGEST]}: expected one of {', '.join(TASKS)}")
+    return TASKS[text]
+
+
+def _labels(text: str) -> list[str]:
+    """The labels of ``--set labels=``: those of a published dataset, or the words themselves."""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 1:
+        return words
+    if words[0] not in LABEL_SETS:
+        raise RecipeError(
+            f"--set labels={text[:_LONGEST]}: expected two or more labels, separated by commas, or one of "
+            f"{', '.join(LABEL_SETS)}"
+        )
+    return list(LABEL_SETS[words[0]])
+
+
+def _with_option(backbones: list[Backbone], key: str, text: str) -> list[Backbone]:
+    """The backbones, one of them with another option."""
+    name, _, option = key.partition(".")
+    if name not in {b.name for b in backbones}:
+        raise RecipeError(
+            f"--set {key}: no backbone {name!r}; there are {', '.join(b.name for b in backbones)}"
+        )
+    if len(text) > _LONGEST:
+        raise RecipeError(
+            f"--set {key}: a value of {len(text)} characters; options are short words and numbers"
+        )
+    return [
+        msgspec.structs.replace(b, options=b.options | {option: _value(text)}) if b.name == name else b
+        for b in backbones
+    ]
+
+
 def with_options(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
-    """The recipe with other options of its backbones.
+    """The recipe with other options of its backbones, another task or other labels.
+
+    The threshold stays, and so does the name of the head's file: whether its head was trained for this task and these
+    labels is found out where it is loaded.
 
     Args:
         recipe: A checked one.
-        settings: ``BACKBONE.OPTION`` to the text of its value.
+        settings: ``BACKBONE.OPTION`` to the text of its value; ``task`` to one of ``TASKS``; ``labels`` to a name of
+            ``vsa_rt.label_sets.LABEL_SETS`` or to labels with commas between.
 
     Raises:
-        RecipeError: No such backbone, no such option, or a value that does not fit.
+        RecipeError: No such backbone, option, task or set of labels, or a value that does not fit.
     """
     if not settings:
         return recipe
-    by_name = {b.name: b for b in recipe.backbones}
+    task, labels, backbones = recipe.task, recipe.labels, recipe.backbones
     for key, text in settings.items():
-        name, _, option = key.partition(".")
-        if name not in by_name:
-            raise RecipeError(f"--set {key}: no backbone {name!r}; there are {', '.join(by_name)}")
-        if len(text) > _LONGEST:
-            raise RecipeError(
-                f"--set {key}: a value of {len(text)} characters; options are short words and numbers"
-            )
-        backbone = by_name[name]
-        options = backbone.options | {option: _value(text)}
-        by_name[name] = msgspec.structs.replace(backbone, options=options)
-    changed = msgspec.structs.replace(recipe, backbones=list(by_name.values()))
+        if key == "task":
+            task = _task(text)
+        elif key == "labels":
+            labels = _labels(text)
+        else:
+            backbones = _with_option(backbones, key, text)
+    changed = msgspec.structs.replace(recipe, task=task, labels=labels, backbones=backbones)
     return check_recipe(changed, "--set")

@@ -17,7 +17,7 @@ from vsa_rt.backbone_rules import (
     refuse,
 )
 from vsa_rt.contracts import Task
-from vsa_rt.recipe import SCHEMA, Fit, Graph, Head, Recipe
+from vsa_rt.recipe import SCHEMA, Fit, Graph, Head, Recipe, known_widths, views_of_recipe
 from vsa_rt.schedules import PRESETS
 
 # As in vsa_rt.backbone_rules: limits far above every published ensemble.
@@ -33,6 +33,7 @@ _IDLE_HEAD: dict[str, tuple[str, ...]] = {
     "linear": ("hidden", "dropout", "experts", "gate_bias"),
     "nn": ("experts", "gate_bias"),
     "moe": (),
+    "units": ("weights", "sha256", "hidden", "dropout", "experts", "gate_bias"),
 }
 #: Keys of the schedule, by which a linear head is not trained.
 _SCHEDULE = ("epochs", "batch_size", "learning_rate", "weight_decay", "step", "factor", "loss")
@@ -67,6 +68,7 @@ def _check_head(recipe: Recipe, where: str) -> None:
         raise refuse(where, "head.experts", f"{head.experts} must lie in [1, {_MOST_EXPERTS}]")
     if not 0 <= head.dropout < 1:
         raise refuse(where, "head.dropout", f"{head.dropout} must lie in [0, 1)")
+    _check_views(recipe, where)
     default = Head(kind=head.kind, features=head.features)
     idle = [key for key in _changed(head, default) if key in _IDLE_HEAD[head.kind]]
     if idle:
@@ -74,6 +76,27 @@ def _check_head(recipe: Recipe, where: str) -> None:
             where,
             f"head.{idle[0]}",
             f'has no meaning with kind = "{head.kind}"; leave it out, or as it is by default',
+        )
+
+
+def _check_views(recipe: Recipe, where: str) -> None:
+    """Check that a head which scores views has nothing else to score, and that units are there for every label."""
+    views = views_of_recipe(recipe).count
+    if views > 1 and len(recipe.backbones) > 1:
+        raise refuse(
+            where,
+            "backbones",
+            f"one of them gives {views} views of an image, which a head scores one by one: alone",
+        )
+    if views > 1 and recipe.head.unit_norm:
+        raise refuse(where, "head.unit_norm", f"has no meaning over {views} views of an image; leave it out")
+    widths = known_widths(recipe)
+    units = sum((widths[name] or len(recipe.labels)) // views for name in recipe.head.features)
+    if recipe.head.kind == "units" and units < len(recipe.labels):
+        raise refuse(where, "head.kind", f"{units} units are fewer than {len(recipe.labels)} labels")
+    if recipe.head.kind == "units" and recipe.task not in (Task.BINARY, Task.SINGLE_LABEL):
+        raise refuse(
+            where, "head.kind", f"units are outputs of one softmax, of which task {recipe.task} wants none"
         )
 
 

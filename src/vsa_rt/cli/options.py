@@ -11,6 +11,7 @@ import typer
 from vsa_rt.budget import Budget
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.errors import UsageError
+from vsa_rt.label_sets import LABEL_SETS
 
 
 class Format(str, Enum):
@@ -161,13 +162,14 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="BACKBONE.OPTION=VALUE",
-        help="An option of a backbone, such as g.objects=grid. Repeats.",
+        help="An option of a backbone, such as g.objects=grid; or task=sll, mll or ldl; or labels=a,b,c or a "
+        f"dataset's: {', '.join(LABEL_SETS)}. Repeats.",
     ),
 ]
 
 
 def settings_of(entries: list[str] | None) -> dict[str, str]:
-    """``BACKBONE.OPTION`` to the text of its value.
+    """``BACKBONE.OPTION``, ``task`` or ``labels`` to the text of its value.
 
     Raises:
         UsageError: An entry has another form.
@@ -175,8 +177,10 @@ def settings_of(entries: list[str] | None) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for entry in entries or []:
         name, equals, value = entry.partition("=")
-        if not equals or not value or not all(name.partition(".")):
-            raise UsageError(f"--set {entry!r}: expected BACKBONE.OPTION=VALUE")
+        if not equals or not value or (name not in ("task", "labels") and not all(name.partition("."))):
+            raise UsageError(
+                f"--set {entry!r}: expected BACKBONE.OPTION=VALUE, task=TASK or labels=LABEL,LABEL,..."
+            )
         pairs[name] = value
     return pairs
 

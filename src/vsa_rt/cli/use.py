@@ -45,6 +45,18 @@ def run(
         str | None, typer.Option(help="Take only files of a folder with such names: '*.jpg'.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Print the TOP best scores; 0 prints all.")] = 10,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            metavar="DIR",
+            help="Write where in each image the sentiment lies, as a picture over it; for bundles that give maps.",
+        ),
+    ] = None,
+    map_label: Annotated[
+        str | None,
+        typer.Option(help="Whose map; default: the second of two labels, else the image's own."),
+    ] = None,
 ) -> None:
     """Say the sentiment of images. A bad item gets its error; the others are unharmed."""
     from vsa_rt import render
@@ -52,6 +64,8 @@ def run(
     from vsa_rt.runtime.load import load
     from vsa_rt.runtime.sources import items_from_paths
 
+    if map_label is not None and maps is None:
+        raise UsageError("--map-label: says whose map is written; name a folder with --map DIR")
     items = list(items_from_paths(paths, glob))
     cores = threads or usable_cores()
     # Many images: one engine stream per core gives the most images per second. Few: the shortest call.
@@ -68,7 +82,8 @@ def run(
             batch=batch,
         ) as runtime,
     ):
-        failed = render.results(items, runtime, output.value if output else None, top)
+        writer = render.MapWriter(maps, runtime.manifest, map_label) if maps is not None else None
+        failed = render.results(items, runtime, output.value if output else None, top, writer)
     if failed:
         raise typer.Exit(FAILED)
 

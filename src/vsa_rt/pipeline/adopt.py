@@ -72,6 +72,7 @@ def adopt_into(
         task=purpose.task,
         threshold=purpose.threshold,
         kind=purpose.scores_kind or scores_kind(purpose.task),
+        views=purpose.views,
         resample=purpose.resample,
         inputs=purpose.inputs,
         taps=purpose.taps,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from vsa_rt.bundle import new_folder, seal_folder
-from vsa_rt.contracts import Precision, Resample, ScoresKind, Task, scores_kind
+from vsa_rt.contracts import Precision, Resample, ScoresKind, Task, Views, scores_kind
 from vsa_rt.errors import GateError, needs
 from vsa_rt.golden import golden_to_bytes
 from vsa_rt.manifest import (
@@ -25,7 +25,7 @@ from vsa_rt.manifest import (
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.reference import HEAD
-from vsa_rt.recipe import Recipe, regions_of
+from vsa_rt.recipe import Recipe, regions_of, views_of_recipe
 from vsa_rt.version import __version__
 
 GRAPH = "graph.onnx"
@@ -89,6 +89,7 @@ def new_manifest(
     task: Task,
     threshold: float,
     kind: ScoresKind,
+    views: Views,
     resample: Resample,
     inputs: list[InputRecord],
     taps: list[TapRecord],
@@ -108,6 +109,7 @@ def new_manifest(
         task=task,
         threshold=threshold,
         scores_kind=kind,
+        views=views,
         resample=resample,
         inputs=inputs,
         taps=taps,
@@ -158,6 +160,7 @@ def export_into(
         task=recipe.task,
         threshold=recipe.threshold,
         kind=scores_kind(recipe.task, recipe.head.kind),
+        views=views_of_recipe(recipe),
         resample=recipe.resample,
         inputs=inputs,
         taps=taps,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from vsa_rt.contracts import Task
 from vsa_rt.dataset import Photograph, read_dataset
 from vsa_rt.documents import write_whole
-from vsa_rt.errors import DatasetError, ItemError, UsageError, needs
+from vsa_rt.errors import DatasetError, ItemError, RecipeError, UsageError, needs
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.heads.features import features_by_backbone, readable
-from vsa_rt.pipeline.heads.metrics import Routing, Series, evaluate
+from vsa_rt.pipeline.heads.metrics import Evaluation, Routing, Series, evaluate
 from vsa_rt.pipeline.heads.splits import Split, make_splits, read_fold_files
 from vsa_rt.pipeline.images import data_key
 from vsa_rt.recipe import Fit, Recipe
@@ -38,8 +38,9 @@ with needs("export"):
     import torch
 
     from vsa_rt.export.ensemble import load_backbones
-    from vsa_rt.export.head import BackboneRecord, backbone_records, check_labels, head_to_bytes
-    from vsa_rt.export.training import join_features, train_head
+    from vsa_rt.export.head import check_labels
+    from vsa_rt.export.head_file import BackboneRecord, backbone_records, head_to_bytes
+    from vsa_rt.export.training import Targets, join_features, train_head
     from vsa_rt.export.trunk import Trunk
 
 
@@ -55,7 +56,7 @@ class FitOptions:
         fold_files: Each lists one fold's test photographs; instead of ``split`` and ``folds``.
         weights: Backbone name to a file to use instead of the recipe's.
         random_seed: Seeded backbones.
-        settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
+        settings: ``BACKBONE.OPTION``, ``task`` or ``labels`` to a value instead of the recipe's.
         cache: Folder for features; ``None`` for ``$XDG_CACHE_HOME/vsa-rt``.
         progress: Told of every step.
     """
@@ -93,10 +94,12 @@ class FitReport:
         fold_files: Name and SHA-256 of each given fold.
         tested: Test photographs per fold.
         train_only: Photographs that no fold tested.
-        accuracy: Per fold.
-        weighted_f1: Per fold.
+        accuracy: Per fold; single label, and of distributions' winning labels.
+        weighted_f1: Per fold; not of distributions.
         micro_f1: Per fold; multi-label.
         macro_f1: Per fold; multi-label.
+        hamming_loss: Per fold; multi-label.
+        ranking_loss: Per fold; multi-label.
         accuracy_mean: Over the folds.
         accuracy_std: Sample standard deviation over the folds.
         weighted_f1_mean: Over the folds.
@@ -105,6 +108,11 @@ class FitReport:
         micro_f1_std: Sample standard deviation over the folds.
         macro_f1_mean: Over the folds.
         macro_f1_std: Sample standard deviation over the folds.
+        hamming_loss_mean: Over the folds.
+        hamming_loss_std: Sample standard deviation over the folds.
+        ranking_loss_mean: Over the folds.
+        ranking_loss_std: Sample standard deviation over the folds.
+        distances: Distribution: name to its values by fold, their mean and sample standard deviation.
         label_accuracy: Multi-label: label to the share of right decisions over the folds' test parts.
         confusion: Summed over the folds' test parts: rows true, columns predicted, in the labels' order.
         routing: Mixture of experts: per label, how its gates share the decision over the folds' test parts.
@@ -132,17 +140,24 @@ class FitReport:
     tested: list[int]
     train_only: int
     accuracy: list[float] | None
-    weighted_f1: list[float]
+    weighted_f1: list[float] | None
     micro_f1: list[float] | None
     macro_f1: list[float] | None
+    hamming_loss: list[float] | None
+    ranking_loss: list[float] | None
     accuracy_mean: float | None
     accuracy_std: float | None
-    weighted_f1_mean: float
+    weighted_f1_mean: float | None
     weighted_f1_std: float | None
     micro_f1_mean: float | None
     micro_f1_std: float | None
     macro_f1_mean: float | None
     macro_f1_std: float | None
+    hamming_loss_mean: float | None
+    hamming_loss_std: float | None
+    ranking_loss_mean: float | None
+    ranking_loss_std: float | None
+    distances: dict[str, Series] | None
     label_accuracy: dict[str, float] | None
     confusion: list[list[int]] | None
     routing: list[Routing] | None
@@ -155,16 +170,40 @@ class FitReport:
     versions: dict[str, str]
 
 
+def _loss(recipe: Recipe) -> Literal["cross-entropy", "bce", "nll"]:
+    """What the task makes of the recipe's loss.
+
+    Raises:
+        RecipeError: The task has another one.
+    """
+    if recipe.task is Task.MULTI_LABEL:
+        return "bce"
+    if recipe.task is not Task.DISTRIBUTION:
+        return recipe.fit.loss
+    if recipe.fit.loss == "bce":
+        brought = f", which preset {recipe.fit.preset} brings," if recipe.fit.preset else ""
+        raise RecipeError(
+            f"{recipe.name}: key `fit.loss`: bce{brought} judges label by label; a distribution is learnt by its "
+            'divergence from the true shares: write loss = "cross-entropy"'
+        )
+    return "nll" if recipe.head.kind == "moe" else "cross-entropy"
+
+
 def _in_effect(recipe: Recipe, options: FitOptions) -> Recipe:
     """The recipe with the settings that the options change.
 
     Raises:
-        UsageError: A preset is unknown or trains nothing, fold files meet another split, or weights are a head's.
+        UsageError: A preset is unknown or trains nothing, fold files meet another split, weights are a head's, or the
+            head has none.
         RecipeError: The settings do not fit the recipe.
     """
     if "head" in options.weights:
         raise UsageError("--weights head=…: fit trains the head, from nothing; leave it out")
     recipe = with_options(recipe, options.settings)
+    if recipe.head.kind == "units":
+        raise UsageError(
+            f"{recipe.name}: head.kind units has no weights: nothing to train; build it as it is"
+        )
     fit = recipe.fit
     if options.preset is not None:
         if options.preset not in PRESETS:
@@ -180,13 +219,27 @@ def _in_effect(recipe: Recipe, options: FitOptions) -> Recipe:
         fit = msgspec.structs.replace(fit, split=options.split)
     if options.folds is not None:
         fit = msgspec.structs.replace(fit, folds=options.folds)
-    if recipe.task is Task.MULTI_LABEL:
-        fit = msgspec.structs.replace(fit, loss="bce")
+    recipe = msgspec.structs.replace(recipe, fit=fit)
+    fit = msgspec.structs.replace(fit, loss=_loss(recipe))
     return check_recipe(msgspec.structs.replace(recipe, fit=fit), recipe.name)
 
 
-def _targets(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.int64]:
-    """``(N,)`` indices into the labels; ``(N, C)`` of 0 and 1 for multi-label tasks.
+def _shares(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.float64]:
+    """Each label's share of each photograph ``(N, C)``: the table's, else the same for all labels that apply.
+
+    Raises:
+        DatasetError: A photograph has no label.
+    """
+    for photograph in photographs:
+        if not photograph.labels:
+            raise DatasetError(f"{photograph.path}: has no label; task {recipe.task} wants at least one")
+    truth = [dict(p.shares or ((name, 1.0) for name in p.labels or ())) for p in photographs]
+    rows = np.array([[shares.get(name, 0.0) for name in recipe.labels] for shares in truth])
+    return np.asarray(rows / rows.sum(1, keepdims=True))
+
+
+def training_targets(recipe: Recipe, photographs: Sequence[Photograph]) -> Targets:
+    """What to learn, as ``vsa_rt.export.training.Targets`` has it for the task.
 
     Raises:
         DatasetError: A photograph has no label or several, and the task wants one.
@@ -194,6 +247,8 @@ def _targets(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.in
     if recipe.task is Task.MULTI_LABEL:
         rows = [[name in (p.labels or ()) for name in recipe.labels] for p in photographs]
         return np.array(rows, np.int64)
+    if recipe.task is Task.DISTRIBUTION:
+        return _shares(recipe, photographs)
     for photograph in photographs:
         if photograph.label is None:
             has = ", ".join(photograph.labels or ()) or "no label"
@@ -252,16 +307,24 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _folds(series: Series | None) -> list[float] | None:
-    return None if series is None else series.folds
+#: Series of ``Evaluation`` that the report has as three keys.
+_SERIES = ("accuracy", "weighted_f1", "micro_f1", "macro_f1", "hamming_loss", "ranking_loss")
 
 
-def _mean(series: Series | None) -> float | None:
-    return None if series is None else series.mean
-
-
-def _std(series: Series | None) -> float | None:
-    return None if series is None else series.std
+def _metrics(found: Evaluation) -> dict[str, Any]:
+    """The keys of the report that the folds fill."""
+    keys: dict[str, Any] = {
+        "tested": found.tested,
+        "distances": found.distances,
+        "label_accuracy": found.label_accuracy,
+        "confusion": found.confusion,
+        "routing": found.routing,
+    }
+    for name in _SERIES:
+        series: Series | None = getattr(found, name)
+        values = (None, None, None) if series is None else (series.folds, series.mean, series.std)
+        keys |= dict(zip((name, f"{name}_mean", f"{name}_std"), values, strict=True))
+    return keys
 
 
 def _tested(splits: Sequence[Split]) -> int:
@@ -293,9 +356,9 @@ def fit(
     recipe = _in_effect(recipe, options)
     dataset = read_dataset(data)
     if not dataset.labelled:
-        raise DatasetError(f"{data}: has no labels; expected labels.csv (file,label) or one folder per label")
+        raise DatasetError(f"{data}: has no labels; expected labels.csv or one folder per label")
     check_labels(recipe, dataset.labels)
-    _targets(recipe, dataset.photographs)
+    training_targets(recipe, dataset.photographs)
     files = read_fold_files(options.fold_files, data, dataset, recipe.labels)
     options.progress("loading checkpoints")
     backbones = load_backbones(recipe, recipe_folder, options.weights, options.random_seed)
@@ -304,7 +367,7 @@ def fit(
     photographs, rejected = readable(dataset, trunk.inputs)
     if not photographs:
         raise DatasetError(f"{data}: no photograph can be read; the first: {rejected[0]}")
-    targets = _targets(recipe, photographs)
+    targets = training_targets(recipe, photographs)
     splits = make_splits(recipe, targets, options.seed, photographs, files)
     key = data_key(photographs, trunk.inputs)
     by_backbone = features_by_backbone(
@@ -328,23 +391,7 @@ def fit(
         preset=recipe.fit.preset,
         split="files" if files else recipe.fit.split,
         fold_files=[{"name": f.name, "sha256": f.sha256} for f in files],
-        tested=found.tested,
         train_only=len(photographs) - _tested(splits),
-        accuracy=_folds(found.accuracy),
-        weighted_f1=found.weighted_f1.folds,
-        micro_f1=_folds(found.micro_f1),
-        macro_f1=_folds(found.macro_f1),
-        accuracy_mean=_mean(found.accuracy),
-        accuracy_std=_std(found.accuracy),
-        weighted_f1_mean=found.weighted_f1.mean,
-        weighted_f1_std=found.weighted_f1.std,
-        micro_f1_mean=_mean(found.micro_f1),
-        micro_f1_std=_std(found.micro_f1),
-        macro_f1_mean=_mean(found.macro_f1),
-        macro_f1_std=_std(found.macro_f1),
-        label_accuracy=found.label_accuracy,
-        confusion=found.confusion,
-        routing=found.routing,
         checkpoints={b.name: b.record.sha256 for b in backbones},
         backbones=backbone_records(backbones),
         random_seed=next((b.record.random_seed for b in backbones if b.record.random_seed is not None), None),
@@ -352,6 +399,7 @@ def fit(
         settings={"fit": msgspec.to_builtins(recipe.fit), "head": _head_settings(recipe)},
         command=_command(recipe, data, out, options),
         versions=_versions(),
+        **_metrics(found),
     )
     write_whole(out, head_file)
     write_whole(out.with_suffix(".json"), json.dumps(msgspec.to_builtins(report), indent=2).encode() + b"\n")

@@ -170,7 +170,7 @@ def compare_batch(
     """Add one batch of photographs: what the host made of them, and what the candidate says."""
     comparison.add_inputs(batch.names, batch.reference, batch.candidate)
     outputs = run_in_parts(run, batch.candidate, max_batch)
-    comparison.add_taps(batch.names, taps, outputs, [p.labels for p in batch.photographs])
+    comparison.add_taps(batch.names, taps, outputs, [p.truth for p in batch.photographs])
 
 
 def compare_sizes(

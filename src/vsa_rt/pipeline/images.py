@@ -182,11 +182,13 @@ def gate_photographs(data: Path | None, recipe: Recipe | None = None) -> list[Ph
 
 
 def data_key(photographs: Sequence[Photograph], inputs: Sequence[InputRecord] = ()) -> str:
-    """SHA-256 over the photographs' names, labels and bytes, and their ready tensors', in order."""
+    """SHA-256 over the photographs' names, labels with their shares, and bytes, and their ready tensors', in order."""
     digest = hashlib.sha256()
     names = [i.name for i in inputs if i.rows]
     for photograph in photographs:
-        words = "".join(f"{word}\0" for word in (photograph.path.name, *(photograph.labels or ())))
+        said = [photograph.path.name, *(photograph.labels or ())]
+        said += [share.hex() for _, share in photograph.shares or ()]
+        words = "".join(f"{word}\0" for word in said)
         digest.update(words.encode("utf-8", "surrogateescape"))
         digest.update(hashlib.sha256(photograph.path.read_bytes()).digest())
         for name in names:

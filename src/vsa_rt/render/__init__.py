@@ -4,11 +4,13 @@ from vsa_rt.render.bench import bench_report
 from vsa_rt.render.bundles import check, manifest
 from vsa_rt.render.comparison import baselines, comparison
 from vsa_rt.render.machine import diagnosis
+from vsa_rt.render.overlay import MapWriter
 from vsa_rt.render.pages import require_pages, write_report
 from vsa_rt.render.recipes import fit, recipe, recipe_list
 from vsa_rt.render.results import results
 
 __all__ = [
+    "MapWriter",
     "baselines",
     "bench_report",
     "check",

@@ -77,6 +77,16 @@ def _fit_tables(report: FitReport) -> Iterator[tuple[str, Table]]:
         yield "routing: mean weight of each gate / share of test photographs where it is the largest", table
 
 
+def _series(report: FitReport) -> Iterator[tuple[str, list[float], float, float | None]]:
+    """Words, folds, mean and deviation of every metric that the report has."""
+    for name in ("accuracy", "weighted_f1", "micro_f1", "macro_f1", "hamming_loss", "ranking_loss"):
+        folds, mean, std = (getattr(report, f"{name}{end}") for end in ("", "_mean", "_std"))
+        if folds is not None:
+            yield name.replace("_f1", " F1").replace("_", " "), folds, mean, std
+    for name, series in (report.distances or {}).items():
+        yield name, series.folds, series.mean, series.std
+
+
 def fit(report: FitReport, rejected: Sequence[ItemError], out: Path, as_json: bool) -> None:
     """How the data was split, fold results, the confusion matrix, and a mixture's routing."""
     if as_json:
@@ -92,13 +102,10 @@ def fit(report: FitReport, rejected: Sequence[ItemError], out: Path, as_json: bo
         names = ", ".join(name for name, known in report.backbones.items() if known.random_seed is not None)
         console.print(f"random weights (seed {report.random_seed}): {names}", soft_wrap=True)
     console.print(_split_words(report), soft_wrap=True)
-    for name in ("accuracy", "weighted_f1", "micro_f1", "macro_f1"):
-        folds, mean, std = (getattr(report, f"{name}{end}") for end in ("", "_mean", "_std"))
-        if folds is not None:
-            deviation = "" if std is None else f" +- {std:.4f}"
-            each = ", ".join(f"{value:.3f}" for value in folds)
-            words = name.replace("_f1", " F1")
-            console.print(f"{words:<13}{mean:.4f}{deviation}  ({each})", soft_wrap=True)
+    for words, folds, mean, std in _series(report):
+        deviation = "" if std is None else f" +- {std:.4f}"
+        each = ", ".join(f"{value:.3f}" for value in folds)
+        console.print(f"{words:<13}{mean:.4f}{deviation}  ({each})", soft_wrap=True)
     for title, table in _fit_tables(report):
         console.print(f"\n[bold]{title}[/]" if title else "", soft_wrap=True)
         console.print(table)

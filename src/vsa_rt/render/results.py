@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from vsa_rt.render.tables import (
 )
 
 if TYPE_CHECKING:
+    from vsa_rt.render.overlay import MapWriter
     from vsa_rt.runtime.fused import Runtime
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ def _write_table(lines: Iterable[dict[str, Any]]) -> None:
             table.add_row(escape(line["path"]), "[bold red]error[/]", escape(line["error"]))
         else:
             scores = "  ".join(f"{name} {score:.3f}" for name, score in line["scores"].items())
+            scores += f"  no map: {escape(line['map_error'])}" if line.get("map_error") else ""
             table.add_row(
                 escape(line["path"]), f"[bold]{escape(line['label'] or ', '.join(line['labels']))}[/]", scores
             )
@@ -86,8 +89,24 @@ def _with_progress(items: Sequence[T], shown: bool) -> Iterator[T]:
         yield from bar.track(items)
 
 
-def results(items: Sequence[str], runtime: Runtime, output: str | None, top: int) -> int:
+def _with_map(line: dict[str, Any], maps: MapWriter, path: str, result: Sentiment | ItemError) -> None:
+    """Write the item's map; what went wrong with it alone stands beside the label."""
+    found = maps.write(path, result) if isinstance(result, Sentiment) else None
+    line["map"] = path_text(str(found)) if isinstance(found, Path) else None
+    line["map_error"] = found.reason if isinstance(found, ItemError) else None
+
+
+def results(
+    items: Sequence[str], runtime: Runtime, output: str | None, top: int, maps: MapWriter | None = None
+) -> int:
     """Run items and print them as they come; which engine ran, and why, goes to stderr.
+
+    Args:
+        items: Paths.
+        runtime: The opened bundle.
+        output: ``table``, ``jsonl`` or ``csv``; by default a table on a terminal, else JSON lines.
+        top: How many scores; 0 for all.
+        maps: Writes each item's map, too.
 
     Returns:
         How many could not be processed.
@@ -100,8 +119,11 @@ def results(items: Sequence[str], runtime: Runtime, output: str | None, top: int
     def lines() -> Iterable[dict[str, Any]]:
         nonlocal failed
         for path, result in zip(_with_progress(items, bar), runtime.map(items), strict=True):
-            failed += isinstance(result, ItemError)
-            yield _line(path, result, top)
+            line = _line(path, result, top)
+            if maps is not None:
+                _with_map(line, maps, path, result)
+            failed += bool(line["error"] or line.get("map_error"))
+            yield line
 
     {"table": _write_table, "jsonl": _write_lines, "csv": _write_csv}[chosen](lines())
     sys.stdout.flush()

@@ -36,8 +36,11 @@ Features = NDArray[np.float32]
 _BATCH = 16
 #: Whose code steers what a feature is: reads weights, decodes, resizes or computes. Of a package, all its modules.
 CODE = (
-    *(f"vsa_rt.export.{name}" for name in ("arrays", "checkpoint", "formats", "mxnet", "torch_pickle")),
-    *(f"vsa_rt.export.{name}" for name in ("backbones", "networks", "timm_features", "trunk")),
+    *(
+        f"vsa_rt.export.{name}"
+        for name in ("arrays", "caffe", "checkpoint", "formats", "mxnet", "torch_pickle")
+    ),
+    *(f"vsa_rt.export.{name}" for name in ("backbones", "makers", "networks", "timm_features", "trunk")),
     *(f"vsa_rt.runtime.{name}" for name in ("companions", "decode", "jpeg", "pixels", "preprocess")),
     *(f"vsa_rt.runtime.{name}" for name in ("resample", "_resample", "two_tap")),
     __name__,

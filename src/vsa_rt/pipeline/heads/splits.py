@@ -21,6 +21,8 @@ from vsa_rt.recipe import Recipe
 with needs("export"):
     from sklearn.model_selection import StratifiedKFold, StratifiedShuffleSplit
 
+    from vsa_rt.export.training import Targets
+
 Indices = NDArray[np.int64]
 
 
@@ -54,11 +56,17 @@ class FoldFile:
     photographs: list[Photograph]
 
 
-def _multi_hot(recipe: Recipe, targets: Indices) -> Indices:
-    """Targets as ``(N, C)`` of 0 and 1, whatever the task."""
+def _multi_hot(recipe: Recipe, targets: Targets) -> Indices:
+    """The labels of each row, or of a distribution's the one of the largest share, as ``(N, C)`` of 0 and 1."""
     if recipe.task is Task.MULTI_LABEL:
         return targets
-    return np.asarray(targets[:, None] == np.arange(len(recipe.labels)), np.int64)
+    places = targets.argmax(1) if recipe.task is Task.DISTRIBUTION else targets
+    return np.asarray(places[:, None] == np.arange(len(recipe.labels)), np.int64)
+
+
+#: Tasks whose rows are dealt. scikit-learn's splitters take one label a row, and want each as often as there are
+#: parts: a distribution's may have the largest share rarely, or nowhere.
+_DEALT = (Task.MULTI_LABEL, Task.DISTRIBUTION)
 
 
 def _deal(has: Indices, shares: Sequence[float], rng: np.random.Generator) -> Indices:
@@ -92,28 +100,28 @@ def _deal(has: Indices, shares: Sequence[float], rng: np.random.Generator) -> In
     return part
 
 
-def _folds(recipe: Recipe, targets: Indices, seed: int) -> list[Indices]:
+def _folds(recipe: Recipe, targets: Targets, seed: int) -> list[Indices]:
     """The test rows of each of k folds."""
     count = recipe.fit.folds
     has = _multi_hot(recipe, targets)
     fewest = int(has.sum(0).min())
-    if fewest < count:
+    if fewest < count and recipe.task is not Task.DISTRIBUTION:
         raise DatasetError(f"{count} folds need {count} photographs of every label; one label has {fewest}")
-    if recipe.task is Task.MULTI_LABEL:
+    if recipe.task in _DEALT:
         part = _deal(has, [1 / count] * count, np.random.default_rng(seed))
         return [np.flatnonzero(part == fold) for fold in range(count)]
     splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
     return [test for _, test in splitter.split(targets, targets)]
 
 
-def _random(recipe: Recipe, targets: Indices, seed: int) -> list[Indices]:
+def _random(recipe: Recipe, targets: Targets, seed: int) -> list[Indices]:
     """The test rows of each random split."""
     count, share = recipe.fit.folds, recipe.fit.test
     has = _multi_hot(recipe, targets)
     fewest = int(has.sum(0).min())
-    if fewest < 2:
+    if fewest < 2 and recipe.task is not Task.DISTRIBUTION:
         raise DatasetError(f"random splits need 2 photographs of every label; one label has {fewest}")
-    if recipe.task is Task.MULTI_LABEL:
+    if recipe.task in _DEALT:
         generators = [np.random.default_rng([seed, number]) for number in range(count)]
         return [np.flatnonzero(_deal(has, [share, 1 - share], rng) == 0) for rng in generators]
     tested = int(np.ceil(share * len(targets)))
@@ -129,7 +137,7 @@ def _random(recipe: Recipe, targets: Indices, seed: int) -> list[Indices]:
 
 def make_splits(
     recipe: Recipe,
-    targets: Indices,
+    targets: Targets,
     seed: int,
     photographs: Sequence[Photograph] = (),
     files: Sequence[FoldFile] = (),
@@ -137,11 +145,11 @@ def make_splits(
     """Splits as the recipe's ``fit`` table asks for, or as fold files give them.
 
     Single-label folds and random splits are stratified by label (scikit-learn's); multi-label ones by iterative
-    stratification. Photographs that no fold file lists are trained on in every fold and never tested.
+    stratification, and those of distributions likewise, by the label of the largest share. Photographs that no fold file lists are trained on in every fold and never tested.
 
     Args:
         recipe: Labels, task, ``fit.split``, ``fit.folds`` and ``fit.test``.
-        targets: ``(N,)`` indices into the labels; ``(N, C)`` of 0 and 1 for multi-label tasks.
+        targets: As ``vsa_rt.export.training.Targets`` has them for the task.
         seed: Of the order.
         photographs: Of each row of ``targets``; needed for fold files only.
         files: Instead of the recipe's splits.
@@ -159,13 +167,16 @@ def make_splits(
     else:
         tests = {"folds": _folds, "random": _random}[recipe.fit.split](recipe, targets, seed)
         names = [f"{'fold' if recipe.fit.split == 'folds' else 'split'} {i + 1}" for i in range(len(tests))]
-    has, everything = _multi_hot(recipe, targets).astype(bool), np.arange(len(targets))
+    # A label can be learnt where it has any share, and where it always has one: shares differ.
+    distribution = recipe.task is Task.DISTRIBUTION
+    has = targets > 0 if distribution else _multi_hot(recipe, targets).astype(bool)
+    everything = np.arange(len(targets))
     splits = [Split(n, np.setdiff1d(everything, t), t) for n, t in zip(names, tests, strict=True)]
     for split in splits:
         if not len(split.test):
             raise DatasetError(f"{split.name}: has no photograph to test on")
         for label, column in zip(recipe.labels, has[split.train].T, strict=True):
-            if not column.any() or column.all():
+            if not column.any() or (column.all() and not distribution):
                 which = "with it" if not column.any() else "without it"
                 raise DatasetError(
                     f"{split.name}: label {label!r}: no photograph {which} is left to train on"
