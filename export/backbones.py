@@ -78,6 +78,9 @@ class LoadedBackbone:
 class Encoder(Protocol):
     """What a network offers through which regions of an image go as images do.
 
+    Its views are folded into one vector inside the network, and come one after the other, each of all images. Views that
+    the head scores (``contracts.Views``) are another thing: there an image's own lie together.
+
     Attributes:
         view_size: Side of what ``encode`` takes.
         view_share: Share of an image's sides that one view covers.
@@ -186,6 +189,9 @@ def load_backbone(
             network = _network(backbone, width)
             record, above = _load_file(backbone, network, folder, weights)
     network.module.eval().requires_grad_(False)
+    views = views_of(options_of(backbone)).count
+    if network.width % views or getattr(network.module, "view_count", views) != views:
+        raise RuntimeError(f"{backbone.architecture}: {views} views by its options, another number by its network")
     loaded = LoadedBackbone(backbone, network, record, above)
     samples.add(loaded)
     return loaded

@@ -111,7 +111,8 @@ def tiny_recipe(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     torch = pytest.importorskip("torch", reason=reason)
     timm = pytest.importorskip("timm", reason=reason)
     safetensors = pytest.importorskip("safetensors.torch", reason=reason)
-    from vsa_rt.pipeline.fit import FitOptions, fit
+    from vsa_rt.pipeline.fit import fit
+    from vsa_rt.pipeline.fitting.options import FitOptions
     from vsa_rt.recipe_file import read_recipe
 
     folder = tmp_path_factory.mktemp("tiny")
@@ -217,7 +218,8 @@ def wired_data(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def wired_recipe(wired_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of a shared trunk, a signature and an object graph over seeded backbones, its head fitted."""
     pytest.importorskip("timm", reason="the wired ensemble is built from timm networks")
-    from vsa_rt.pipeline.fit import FitOptions, fit
+    from vsa_rt.pipeline.fit import fit
+    from vsa_rt.pipeline.fitting.options import FitOptions
     from vsa_rt.recipe_file import read_recipe
 
     folder = tmp_path_factory.mktemp("wired")

@@ -26,8 +26,10 @@ import torch
 
 from vsa_rt.export import training
 from vsa_rt.export.head import LinearHead, MoeHead, NNHead
-from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
-from vsa_rt.pipeline.heads.splits import make_splits
+from vsa_rt.pipeline.fit import fit
+from vsa_rt.pipeline.fitting.fit_report import FitReport
+from vsa_rt.pipeline.fitting.options import FitOptions
+from vsa_rt.pipeline.fitting.splits import make_splits
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Floats = NDArray[Any]

@@ -28,9 +28,11 @@ for _name in ("torch", "timm", "sklearn", "safetensors"):
 
 from vsa_rt.export import training
 from vsa_rt.pipeline import fit as module
-from vsa_rt.pipeline.fit import FitOptions, FitReport, fit
-from vsa_rt.pipeline.heads import features as features_module
-from vsa_rt.pipeline.heads import metrics
+from vsa_rt.pipeline.fit import fit
+from vsa_rt.pipeline.fitting import features as features_module
+from vsa_rt.pipeline.fitting import metrics
+from vsa_rt.pipeline.fitting.fit_report import FitReport
+from vsa_rt.pipeline.fitting.options import FitOptions
 from vsa_rt.pipeline.images import data_key
 
 
@@ -398,7 +400,7 @@ def test_all_code_that_features_come_from_is_known() -> None:
     }
     folders = ("vsa_rt.export.", "vsa_rt.runtime.")
     code = (
-        "import sys, vsa_rt.pipeline.heads.features\n"
+        "import sys, vsa_rt.pipeline.fitting.features\n"
         f"print(*(name for name in sys.modules if name.startswith({folders!r})))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

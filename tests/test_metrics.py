@@ -17,9 +17,9 @@ import torch
 
 from vsa_rt.export.head import LinearHead, MoeHead
 from vsa_rt.export.training import gate_weights
-from vsa_rt.pipeline.heads import metrics
-from vsa_rt.pipeline.heads.metrics import Series, evaluate, routing, score_folds
-from vsa_rt.pipeline.heads.splits import Split
+from vsa_rt.pipeline.fitting import metrics
+from vsa_rt.pipeline.fitting.metrics import Series, evaluate, routing, score_folds
+from vsa_rt.pipeline.fitting.splits import Split
 
 LABELS = ["a", "b", "c"]
 

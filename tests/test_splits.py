@@ -18,7 +18,7 @@ from vsa_rt.recipe import Fit, Head, Recipe
 for _name in ("torch", "sklearn"):
     pytest.importorskip(_name, reason="splits belong to the export extra")
 
-from vsa_rt.pipeline.heads.splits import FoldFile, Split, make_splits, read_fold_files
+from vsa_rt.pipeline.fitting.splits import FoldFile, Split, make_splits, read_fold_files
 
 Ints = NDArray[np.int64]
 LABELS = ["sad", "glad", "calm"]

@@ -45,7 +45,7 @@ def one_by_one(module: Ensemble, image: Any) -> Any:
 
     trunk: Any = module.trunk
     network, normalise = trunk.networks[0], trunk.normalise[0]
-    crops = network.views(normalise(image)).unflatten(0, (-1, network.view_count))
+    crops = network.crops(normalise(image)).unflatten(0, (-1, network.view_count))
     found = [torch.softmax(module.head(network.encode(crops[:, v])), 1) for v in range(network.view_count)]
     return torch.stack(found).mean(0)
 

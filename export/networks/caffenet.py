@@ -149,7 +149,7 @@ class CaffeNet(nn.Module):
         for name in self.dense:
             self.add_module(name, dense[name])
 
-    def views(self, image: Tensor) -> Tensor:
+    def crops(self, image: Tensor) -> Tensor:
         """What of an image goes through the layers.
 
         Args:
@@ -179,9 +179,9 @@ class CaffeNet(nn.Module):
         crops += [crop.flip(3) for crop in crops]
         return torch.stack(crops, 1).flatten(0, 1)
 
-    def encode(self, views: Tensor) -> Tensor:
-        """Features of views ``(M, 3, H, W)``: ``(M, D)``, or a map's ``(M, positions D)``, row by row."""
-        x: Tensor = self.norm1(self.pool1(self.conv1(views)))
+    def encode(self, crops: Tensor) -> Tensor:
+        """Features of crops ``(M, 3, H, W)``: ``(M, D)``, or a map's ``(M, positions D)``, row by row."""
+        x: Tensor = self.norm1(self.pool1(self.conv1(crops)))
         x = self.norm2(self.pool2(self.conv2(x)))
         x = self.pool5(self.conv5(self.conv4(self.conv3(x))))
         if not self.map:
@@ -202,7 +202,7 @@ class CaffeNet(nn.Module):
         Raises:
             UsageError: The image has another height or width.
         """
-        return self.encode(self.views(image)).reshape(-1, self.width)
+        return self.encode(self.crops(image)).reshape(-1, self.width)
 
 
 #: A layer's name in the fully convolutional form: ``fc6-conv``.

@@ -216,7 +216,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("caffe",),
         CaffeNetOptions,
         "CaffeNet up to a layer: its centre crop, ten crops, or a map",
-        sides=(256, 256),  # its crops are cut from 256 x 256
+        sides=(256, 256),  # its crops are cut from 256 x 256; a map has a size of its own
         views=True,
     ),
     "sentiment-student": Architecture(

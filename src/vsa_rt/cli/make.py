@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +30,34 @@ from vsa_rt.cli.options import (
     weights_of,
 )
 from vsa_rt.contracts import Precision
+from vsa_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from vsa_rt.pipeline.probe import Probes
+
+
+class Classifier(str, Enum):
+    """What ``fit --classifier`` takes."""
+
+    SVM = "svm"
+    SOFTMAX = "softmax"
+
+
+def _probes(layers: list[str] | None, classifiers: list[Classifier] | None) -> Probes | None:
+    """What ``--probe`` and ``--classifier`` ask for; ``None`` if a head is to be trained.
+
+    Raises:
+        UsageError: Classifiers without a layer.
+    """
+    if layers is None:
+        if classifiers:
+            raise UsageError("--classifier: says what reads layers; name them with --probe, or leave it out")
+        return None
+    from vsa_rt.pipeline.probe import Probes
+
+    # Repeated names are for the probe to refuse: words_of would drop them.
+    names = [word.strip() for entry in layers for word in entry.split(",") if word.strip()]
+    return Probes(names, [c.value for c in classifiers or []])
 
 
 @app.command()
@@ -41,8 +70,25 @@ def fit(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", help="The head file, .safetensors; its report goes beside it.")
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The head file, .safetensors; its report goes beside it. With --probe the report, .json; its plot "
+            "goes beside it.",
+        ),
     ],
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER,...",
+            help="Instead of a head: what a linear classifier reads from each of these layers, such as conv1,fc7, "
+            "lite0.blocks.0 or head. Repeats.",
+        ),
+    ] = None,
+    classifier: Annotated[
+        list[Classifier] | None, typer.Option(help="With --probe: which of them; default both. Repeats.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of folds, weights and order.")] = 0,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A paper's schedule instead of the recipe's settings.")
@@ -65,12 +111,18 @@ def fit(
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train the recipe's head on the frozen features of labelled photographs."""
+    """Train the recipe's head on the frozen features of labelled photographs, or probe the layers below it."""
     from vsa_rt import render
-    from vsa_rt.pipeline.fit import FitOptions
     from vsa_rt.pipeline.fit import fit as fit_head
+    from vsa_rt.pipeline.fitting.options import FitOptions
+    from vsa_rt.pipeline.probe import probe as probe_layers
     from vsa_rt.recipe_file import find_recipe, read_recipe
+    from vsa_rt.render.probe import probe as render_probe
+    from vsa_rt.render.probe import require_plot, write_probe_plot
 
+    probes = _probes(probe, classifier)
+    if probes is not None:
+        require_plot()
     path = find_recipe(recipe)
     with shown_progress() as progress:
         options = FitOptions(
@@ -85,8 +137,15 @@ def fit(
             cache=cache,
             progress=progress,
         )
-        report, rejected = fit_head(read_recipe(path), path.parent, data, out, options)
-    render.fit(report, rejected, out, as_json)
+        if probes is not None:
+            probed, rejected = probe_layers(read_recipe(path), path.parent, data, out, probes, options)
+        else:
+            report, rejected = fit_head(read_recipe(path), path.parent, data, out, options)
+    if probes is not None:
+        write_probe_plot(probed, out.with_suffix(".svg"))
+        render_probe(probed, rejected, out, as_json)
+    else:
+        render.fit(report, rejected, out, as_json)
     if rejected:
         raise typer.Exit(FAILED)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from vsa_rt.render.tables import (
 )
 
 if TYPE_CHECKING:
-    from vsa_rt.pipeline.fit import FitReport
+    from vsa_rt.pipeline.fitting.fit_report import FitReport
     from vsa_rt.recipe import Recipe
 
 
@@ -79,7 +80,7 @@ def _fit_tables(report: FitReport) -> Iterator[tuple[str, Table]]:
 
 def _series(report: FitReport) -> Iterator[tuple[str, list[float], float, float | None]]:
     """Words, folds, mean and deviation of every metric that the report has."""
-    for name in ("accuracy", "weighted_f1", "micro_f1", "macro_f1", "hamming_loss", "ranking_loss"):
+    for name in [f.name.removesuffix("_mean") for f in fields(report) if f.name.endswith("_mean")]:
         folds, mean, std = (getattr(report, f"{name}{end}") for end in ("", "_mean", "_std"))
         if folds is not None:
             yield name.replace("_f1", " F1").replace("_", " "), folds, mean, std

@@ -13,7 +13,7 @@ from vsa_rt.bench.decisions import DISTANCES, normalised
 from vsa_rt.contracts import Task
 from vsa_rt.errors import needs
 from vsa_rt.pipeline.export import Progress
-from vsa_rt.pipeline.heads.splits import Split
+from vsa_rt.pipeline.fitting.splits import Split
 from vsa_rt.recipe import Recipe
 
 with needs("export"):

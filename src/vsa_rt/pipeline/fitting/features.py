@@ -9,7 +9,6 @@ from functools import cache
 from importlib import util
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,8 +19,8 @@ from vsa_rt.documents import write_whole
 from vsa_rt.errors import ItemError, needs
 from vsa_rt.manifest import InputRecord
 from vsa_rt.pipeline.export import Progress
+from vsa_rt.pipeline.fitting.batches import batches, empty_rows, preprocessor_of
 from vsa_rt.recipe import options_of
-from vsa_rt.runtime.preprocess import Preprocessor
 
 with needs("export"):
     import PIL
@@ -43,28 +42,21 @@ CODE = (
     *(f"vsa_rt.export.{name}" for name in ("backbones", "makers", "networks", "timm_features", "trunk")),
     *(f"vsa_rt.runtime.{name}" for name in ("companions", "decode", "jpeg", "pixels", "preprocess")),
     *(f"vsa_rt.runtime.{name}" for name in ("resample", "_resample", "two_tap")),
+    "vsa_rt.pipeline.fitting.batches",
     __name__,
 )
 
 
-def _cache_folder(chosen: Path | None) -> Path:
+def cache_folder(chosen: Path | None) -> Path:
+    """Where features and probes are kept: the folder that is named, else ``$XDG_CACHE_HOME/vsa-rt``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return chosen or (Path(base) if base else Path.home() / ".cache") / "vsa-rt"
 
 
-def _preprocessor(inputs: Sequence[InputRecord]) -> Preprocessor:
-    specs = {i.name: i.resize for i in inputs if i.resize is not None}
-    return Preprocessor(specs, rows={i.name: tuple(i.shape) for i in inputs if i.rows})
-
-
-def _rows(inputs: Sequence[InputRecord], count: int) -> dict[str, NDArray[Any]]:
-    return {i.name: np.zeros((count, *i.shape), np.dtype(i.dtype)) for i in inputs}
-
-
 def readable(dataset: Dataset, inputs: Sequence[InputRecord]) -> tuple[list[Photograph], list[ItemError]]:
     """Photographs of which every input can be made, and the errors of those that cannot."""
-    host = _preprocessor(inputs)
-    rows = {name: array[0] for name, array in _rows(inputs, 1).items()}
+    host = preprocessor_of(inputs)
+    rows = {name: array[0] for name, array in empty_rows(inputs, 1).items()}
     good: list[Photograph] = []
     bad = list(dataset.rejected)
     for photograph in dataset.photographs:
@@ -132,15 +124,10 @@ def _compute(
 ) -> dict[str, Features]:
     """Features ``(N, width)`` in float32 of these backbones and all that they need, by the torch networks."""
     needed = trunk.needed_for(names)
-    host, size = _preprocessor(trunk.inputs), 1 if trunk.cuts_regions else _BATCH
+    size = 1 if trunk.cuts_regions else _BATCH
     parts: dict[str, list[Features]] = {name: [] for name in needed}
-    for start in range(0, len(photographs), size):
+    for start, rows in batches(trunk.inputs, photographs, size):
         progress(f"{', '.join(names)}: features of {start} of {len(photographs)} photographs")
-        some = photographs[start : start + size]
-        rows = _rows(trunk.inputs, len(some))
-        for index, photograph in enumerate(some):
-            row = {name: array[index] for name, array in rows.items()}
-            host.write(photograph.path, row, item=str(photograph.path))
         with torch.inference_mode():
             found = trunk({name: torch.from_numpy(array) for name, array in rows.items()}, needed)
         for name, values in found.items():
@@ -166,7 +153,7 @@ def features_by_backbone(
         cache: Folder; ``None`` for ``$XDG_CACHE_HOME/vsa-rt``.
         progress: Told of every step.
     """
-    folder = _cache_folder(cache) / "features"
+    folder = cache_folder(cache) / "features"
     keys: dict[str, str] = {}
     for backbone in trunk.computed:
         read = keys[trunk.same[backbone.reads]] if backbone.reads else ""
