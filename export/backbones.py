@@ -191,7 +191,9 @@ def load_backbone(
     network.module.eval().requires_grad_(False)
     views = views_of(options_of(backbone)).count
     if network.width % views or getattr(network.module, "view_count", views) != views:
-        raise RuntimeError(f"{backbone.architecture}: {views} views by its options, another number by its network")
+        raise RuntimeError(
+            f"{backbone.architecture}: {views} views by its options, another number by its network"
+        )
     loaded = LoadedBackbone(backbone, network, record, above)
     samples.add(loaded)
     return loaded

@@ -353,8 +353,8 @@ def read_layers(data: bytes, where: str) -> list[CaffeLayer]:
     foreign = next((field for field in found if field not in _NET), None)
     if foreign:
         raise CheckpointError(
-            f"{where}: has field {foreign[0]} with wire type {foreign[1]}, which Caffe's NetParameter does not have; "
-            f"{_AGAIN}"
+            f"{where}: has field {foreign[0]} with wire type {foreign[1]}, which Caffe's NetParameter does not have: "
+            "it was saved by a fork of Caffe, or the file is damaged, cut short or no binary .caffemodel; save it with BVLC's"
         )
     forms = [name for name, (number, _) in _MESSAGES["Net"].items() if found[number, _BYTES]]
     if len(forms) != 1:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from vsa_rt.errors import RecipeError, UsageError
 from vsa_rt.export.backbones import LoadedBackbone, load_backbone
 from vsa_rt.export.head import head_tap_records, head_taps
-from vsa_rt.export.head_file import load_head, random_head
+from vsa_rt.export.head_file import brings_head, load_head, random_head
 from vsa_rt.export.random_weights import Samples
 from vsa_rt.export.transforms import Transform, reference_transform
 from vsa_rt.export.trunk import Trunk
@@ -130,7 +130,8 @@ def load_ensemble(
     """
     weights = weights or {}
     backbones = load_backbones(recipe, folder, weights, random_seed)
-    if random_seed is not None and "head" not in weights and recipe.head.kind != "units":
+    brought = brings_head(recipe, backbones)
+    if random_seed is not None and "head" not in weights and recipe.head.kind != "units" and not brought:
         head, head_record, data = random_head(recipe, backbones, random_seed)
     else:
         head, head_record, data = load_head(recipe, folder, backbones, weights.get("head"))

@@ -57,6 +57,14 @@ def _caffe(data: bytes, where: str) -> State:
             raise CheckpointError(
                 f"{where}: layer {name!r} has {groups} groups, CaffeNet has {wanted}: this is another network"
             )
+    order = [layer.name for layer in layers]
+    for number in (1, 2):
+        pool, norm = f"pool{number}", f"norm{number}"
+        if pool in order and norm in order and order.index(norm) < order.index(pool):
+            raise CheckpointError(
+                f"{where}: normalises before it pools ({norm}, then {pool}): this is AlexNet, whose layers have the same "
+                "names and sizes; CaffeNet pools first"
+            )
     return tensors_of(layers)
 
 

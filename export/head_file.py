@@ -55,7 +55,7 @@ class BackboneRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 def _remembered_resize(backbone: LoadedBackbone) -> ResizeSpec | None:
     """A backbone's resize, unless its views decide it: a head scores each view alike."""
     entry = backbone.entry
-    own = ARCHITECTURES[family_of(entry.architecture)].views and entry.resize is None
+    own = ARCHITECTURES[family_of(entry.architecture)].view_options and entry.resize is None
     return None if own else backbone.resize
 
 
@@ -152,7 +152,9 @@ def _difference(name: str, was: BackboneRecord, now: BackboneRecord) -> str:
         CheckpointAbsent: The same seed gave other weights.
     """
     before, after = _compared(was), _compared(now)
-    key = next((k for k in before | after if before.get(k) != after.get(k)), None)
+    # What either has, weights last: other preprocessing or options explain other weights.
+    keys = [*dict.fromkeys([*before, *after])]
+    key = next((k for k in sorted(keys, key="weights".__eq__) if before.get(k) != after.get(k)), None)
     if key is None:
         return ""
     if key == "weights":
@@ -239,7 +241,8 @@ def load_head(
     for key, wanted in _purpose(recipe, backbones).items():
         if purpose.get(key) != wanted:
             raise CheckpointError(
-                f"key `head.weights`: {path} was trained for {key} {purpose.get(key)}, the recipe has {wanted}"
+                f"key `head.weights`: {path} was trained for {key} {purpose.get(key)}, the recipe has {wanted}; fit one "
+                "for this recipe, with the same --set, and name it with --weights head=PATH"
             )
     _check_backbones(purpose.get("backbones", ""), backbones, f"key `head.weights`: {path}")
     head = make_head(recipe, _joined_width(recipe, backbones))
@@ -255,6 +258,17 @@ def _head_without_weights(
     head = make_head(recipe, _joined_width(recipe, backbones)).eval()
     data = head_to_bytes(head, recipe, backbones)
     return head, CheckpointRecord(sha256=hashlib.sha256(data).hexdigest(), found="no weights"), data
+
+
+def brings_head(recipe: Recipe, backbones: Sequence[LoadedBackbone]) -> bool:
+    """Whether the only backbone's checkpoint holds a dense layer above it that fits the recipe's labels."""
+    if len(backbones) != 1 or recipe.head.kind != "linear" or recipe.head.weights:
+        return False
+    weight = backbones[0].head.get("weight")
+    return weight is not None and tuple(weight.shape) == (
+        len(recipe.labels),
+        _joined_width(recipe, backbones),
+    )
 
 
 def _head_of_checkpoint(

@@ -323,3 +323,20 @@ def test_a_layer_that_is_there_twice_is_refused(published: Blobs) -> None:
         network = CaffeNet("fc7")
     with pytest.raises(CheckpointError, match="twice"):
         keys_from_caffe(state(published) | {"fc6-conv.weight": torch.zeros(1)}, network)
+
+
+def test_several_layers_that_may_be_the_head_are_refused() -> None:
+    with torch.device("meta"):
+        network = CaffeNet("fc7")
+    given = {f"fc8_{name}.weight": torch.zeros(2, 3) for name in "ab"}
+    with pytest.raises(CheckpointError, match="fc8_a, fc8_b may each be the head"):
+        keys_from_caffe(given, network)
+
+
+def test_normalisation_holds_in_half_up_to_what_its_docstring_says() -> None:
+    x = np.full((2, 8, 4, 4), 29_000, np.float16)
+    wanted = functional.local_response_norm(
+        torch.from_numpy(x.astype(np.float64)), 5, 1e-4, 0.75, 1.0
+    ).numpy()
+    found = HalfExecutor(in_half(exported(CrossChannelNorm()))).run({"x": x})["y"].astype(np.float64)
+    np.testing.assert_allclose(found, wanted, rtol=6 * 2.0**-11)

@@ -369,3 +369,12 @@ def test_fit_names_rows_without_usable_shares(
     table.write_text("file,dark,dull\nbright_coffee.png,1,2\ndark_coffee.png,2,1\n")
     more = ["--data", shared_data, "-o", tmp_path / "n.safetensors", "--set", "task=ldl"]
     fails(here("fit", tiny_recipe, *more), 2, "the data has 'dull', the recipe dark, bright")
+
+
+def test_votes_beside_a_column_label_are_not_passed_over(
+    toy_data: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    data = copied(toy_data, tmp_path / "both", lambda label: f"{label},2,8", "label,dark,bright")
+    out, options = tmp_path / "head.safetensors", FitOptions(settings={"task": "ldl"})
+    with pytest.raises(DatasetError, match="votes for bright, dark, and a column label, which alone is read"):
+        fit(read_recipe(tiny_recipe), tiny_recipe.parent, data, out, options)

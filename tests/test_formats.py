@@ -37,6 +37,7 @@ pytest.importorskip("timm", reason="the backbone that others read is a network o
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="any form may lie in a safetensors file")
 inception = pytest.importorskip("torchvision.models.inception", reason="Inception's layers are torchvision's")
 
+from caffe_files import Layer, caffemodel
 from published import (
     around_dual_encoding,
     array,
@@ -76,6 +77,15 @@ labels = ["dark", "bright"]
 """
 R = '[[backbones]]\nname = "r"\narchitecture = "timm:test_resnet"\ncheckpoint.path = "r.safetensors"\n\n'
 LINEAR = '[head]\nkind = "linear"\nfeatures = ["x"]\n'
+
+
+def as_caffemodel(state: State) -> bytes:
+    """CaffeNet's convolutions with the groups that they have."""
+    groups = {"conv2": 2, "conv4": 2, "conv5": 2}
+    pairs: dict[str, list[Any]] = {}
+    for key, tensor in state.items():
+        pairs.setdefault(key.partition(".")[0], []).append(np.asarray(tensor))
+    return caffemodel([Layer(n, "Convolution", blobs, groups.get(n, 1)) for n, blobs in pairs.items()])
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ class Case:
         """A recipe whose last backbone is this one, named ``x``."""
         table = f'[[backbones]]\nname = "x"\narchitecture = "{self.architecture}"\n'
         table += "" if self.image else 'reads = "r"\n'
-        table += "".join(f"options.{key} = {value}\n" for key, value in self.options.items())
+        table += "".join(f"options.{key} = {json.dumps(value)}\n" for key, value in self.options.items())
         table += f'[backbones.checkpoint]\nformat = "{self.form}"\n{more}'
         table += f'path = "{path}"\n\n' if path else "\n"
         return HEAD + ("" if self.image else R) + table + LINEAR
@@ -142,6 +152,11 @@ CASES = [
     Case("object-graphs", "object-graph", ".pt", as_object_graphs,
          lambda s: saved({"epoch": 60, "model_state_dict": s}),
          "wk.bias", "gcn.1.norm.weight", {"count": 3, "features": WIDTH}),
+    Case("caffe", "caffenet", ".caffemodel", dict, as_caffemodel, "conv2.bias", "conv3.weight", {"top": "pool5"},
+         image=True),
+    Case("cvpr2023", "sentiment-student", ".pth.tar", lambda s: {f"stu.{k}": v for k, v in s.items()},
+         lambda s: saved({"epoch": 30, "arch": "resnet18", "state_dict": s}),
+         "stage2.0.conv1.weight", "stage4.1.bn2.bias", {"arch": "resnet18"}, image=True),
 ]  # fmt: skip
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda c: c.form)
 BY_FORM = {case.form: case for case in CASES}
@@ -394,13 +409,13 @@ def test_keys_that_do_not_fit_are_all_named(refused: Any, tmp_path: Path, case: 
     state = state_of(case)
     state[case.bent] = torch.ones([2 * size + 1 for size in state[case.bent].shape])
     del state[case.absent]
-    data = case.pack(case.publish(state) | {"zz.extra": torch.ones(2)})
+    data = case.pack(case.publish(state) | {"zz.weight": torch.ones(2)})
     path = put(tmp_path, case, data)
     with pytest.raises(CheckpointError):
         load(path)
     said = refused(path, rf"key `backbones\.x\.checkpoint`: {re.escape(str(tmp_path))}/x\S* does not fit")
     assert f"missing {case.absent};" in said
-    assert "unexpected zz.extra;" in said
+    assert "unexpected zz.weight;" in said
     assert re.search(rf"mis-shaped {re.escape(case.bent)} \(.*\) instead of \(.*\)", said), said
     assert "more" not in said
 

@@ -262,6 +262,21 @@ def test_a_task_or_labels_that_do_not_fit_are_one_error(
     assert len(str(caught.value)) < 400
 
 
+def test_a_threshold_may_be_set_beside_the_task() -> None:
+    recipe = read_recipe(find_recipe("cvpr2023-resnet18"))
+    changed = with_options(recipe, {"threshold": "0.3", "task": "mll", "labels": "emotic"})
+    assert (changed.threshold, changed.task) == (0.3, Task.MULTI_LABEL)
+    for text, problem in (
+        ("high", "expected a number"),
+        ("true", "expected a number"),
+        ("1", "between 0 and 1"),
+    ):
+        with pytest.raises(RecipeError, match=problem):
+            with_options(recipe, {"task": "mll", "threshold": text})
+    with pytest.raises(RecipeError, match="multi-label tasks"):
+        with_options(recipe, {"threshold": "0.3"})
+
+
 def test_a_threshold_stays_and_is_refused_where_it_has_no_meaning(tmp_path: Path) -> None:
     path = tmp_path / "small.toml"
     path.write_text(SMALL.replace('"binary"', '"multi-label"\nthreshold = 0.3'), encoding="utf-8")

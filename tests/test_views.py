@@ -20,13 +20,17 @@ from caffe_files import Layer, caffemodel
 from PIL import Image
 
 import vsa_rt
+from vsa_rt.architecture import CaffeNetOptions, output_width, sides_of, views_of
 from vsa_rt.contracts import Resample, ResizeSpec, Sentiment, Task, Views
 from vsa_rt.errors import BundleError, CheckpointError, ItemError, RecipeError
+from vsa_rt.export.backbones import LoadedBackbone
 from vsa_rt.export.ensemble import load_backbones, load_ensemble
 from vsa_rt.export.graph import METADATA, GraphPurpose
 from vsa_rt.export.head import head_tap_records, head_taps, make_head
-from vsa_rt.export.head_file import head_to_bytes, load_head
-from vsa_rt.manifest import InputRecord, TapRecord
+from vsa_rt.export.head_file import backbone_records, head_to_bytes, load_head
+from vsa_rt.export.makers import Network
+from vsa_rt.export.networks.caffenet import CROP, GRID, MAP, CaffeNet
+from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
 from vsa_rt.recipe import Recipe, views_of_recipe
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 from vsa_rt.render.overlay import heat, overlay
@@ -424,3 +428,129 @@ def test_an_overlay_of_a_tiny_or_narrow_image_is_a_picture() -> None:
     for shape in ((1, 1, 3), (3, 900, 3), (2000, 4, 3)):
         picture = overlay(np.zeros(shape, np.uint8), scores, views, "a label that is longer than the picture")
         assert max(picture.size) <= 1024 + 28
+
+
+def test_the_table_and_the_network_agree_on_views_and_widths() -> None:
+    for top in ("pool5", "fc6", "fc7", "fc8"):
+        for option in ("", "oversample", "map"):
+            if option == "map" and top == "pool5":
+                continue
+            options = CaffeNetOptions(top=top, **({option: True} if option else {}))  # type: ignore[arg-type]
+            with torch.device("meta"):
+                network = CaffeNet(options.top, options.oversample, options.map)
+            views = views_of(options)
+            assert output_width("caffenet", options, None) == network.width
+            assert views.count == network.view_count
+            assert sides_of("caffenet", options) == (network.size, network.size)
+            if views.rows:
+                assert (views.rows, views.columns, views.window) == (GRID, GRID, CROP / MAP)
+
+
+def test_what_a_head_remembers_does_not_know_of_views() -> None:
+    def remembered(entry: Any, side: int, views: int) -> Any:
+        resize = ResizeSpec(height=side, width=side, fit="warp", kernel="opencv-bilinear")
+        made = Network(torch.nn.Identity(), views * 4096, resize=resize)
+        record = CheckpointRecord(sha256="0" * 64, found="file")
+        return backbone_records([LoadedBackbone(entry, made, record)])["caffenet"]
+
+    once, often, mapped = (
+        recipe_of(name, **settings).backbones[0]
+        for name, settings in (
+            ("asm2015-finetuned", {}),
+            ("asm2015-finetuned", {"caffenet_oversample": "true"}),
+            ("asm2015-map", {}),
+        )
+    )
+    assert remembered(once, 256, 1) == remembered(often, 256, 10) == remembered(mapped, 451, 64)
+    other = msgspec.structs.replace(once, options={"top": "fc6"})
+    assert remembered(other, 256, 1) != remembered(once, 256, 1)
+
+
+def test_alexnet_is_told_from_caffenet_by_the_order_of_its_layers(tmp_path: Path) -> None:
+    layers = [Layer("conv1", "Convolution", [np.zeros((96, 3, 11, 11)), np.zeros(96)], 1)]
+    pool, norm = Layer("pool1", "Pooling"), Layer("norm1", "LRN")
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffemodel([*layers, norm, pool]))
+    with pytest.raises(CheckpointError, match=r"normalises before it pools.*AlexNet"):
+        load_backbones(recipe_of("asm2015-fc6-2"), tmp_path, {"caffenet": path})
+    path.write_bytes(caffemodel([*layers, pool, norm]))
+    with pytest.raises(CheckpointError, match="missing conv2"):  # read, but for its other layers
+        load_backbones(recipe_of("asm2015-fc6-2"), tmp_path, {"caffenet": path})
+
+
+def test_seeds_leave_a_head_that_the_checkpoint_brings(fine_tuned: Path, tmp_path: Path) -> None:
+    found = load_ensemble(recipe_of("asm2015-fc6-2"), tmp_path, {"caffenet": fine_tuned}, random_seed=0)
+    assert found.checkpoints["head"].random_seed is None
+    labels = {"task": "sll", "labels": "a,b,c"}
+    other = load_ensemble(recipe_of("asm2015-fc6-2", **labels), tmp_path, {"caffenet": fine_tuned}, 0)
+    assert other.checkpoints["head"].random_seed == 0
+
+
+def test_a_map_with_a_resize_of_its_own_keeps_its_size(tmp_path: Path) -> None:
+    resize = '\n[backbones.resize]\nheight = {0}\nwidth = {0}\nfit = "warp"\nkernel = "bilinear"\n\n[head]'
+    good = changed_text("asm2015-map", tmp_path, ("\n[head]", resize.format(451)))
+    assert read_recipe(good).backbones[0].resize is not None
+    bad = changed_text("asm2015-map", tmp_path, ("\n[head]", resize.format(256)))
+    with pytest.raises(RecipeError, match="expected 451 x 451"):
+        read_recipe(bad)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"views": Views(count=10, rows=2, columns=5, window=0.5)},
+        {"scores_kind": "moe"},
+        {"task": Task.SINGLE_LABEL},
+        {"threshold": 0.4},
+    ],
+)
+def test_a_manifest_that_says_otherwise_than_its_recipe_is_refused(
+    ten_crops: Path, fields: dict[str, Any], tmp_path: Path, reseal: Callable[..., None]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy.bundle"
+    shutil.copytree(ten_crops, copy)
+    reseal(copy, **fields)
+    with pytest.raises(BundleError, match="by its recipe"):
+        vsa_rt.load(copy)
+
+
+def test_a_graph_whose_views_do_not_fit_is_not_built(few: Path, vsa: Cli, tmp_path: Path) -> None:
+    for number, (old, new) in enumerate(
+        [(b'"count":64', b'"count":10'), (b'"name":"views"', b'"name":"seens"')]
+    ):
+        model = grid_graph()
+        text = next(p for p in model.metadata_props if p.key == METADATA)
+        assert old in text.value.encode()
+        text.value = text.value.replace(old.decode(), new.decode())
+        if b"seens" in new:
+            for output in (*model.graph.output, *model.graph.node):
+                if getattr(output, "name", "") == "views":
+                    output.name = "seens"
+                for place, name in enumerate(getattr(output, "output", [])):
+                    if name == "views":
+                        output.output[place] = "seens"
+        onnx.save(model, tmp_path / f"{number}.onnx")
+        out = tmp_path / f"{number}.bundle"
+        done = vsa("build", tmp_path / f"{number}.onnx", "-o", out, "--data", few, "--target", "openvino:cpu", "--precision", "fp32")  # fmt: skip
+        assert done.returncode != 0
+        assert "contradicts itself" in done.stderr
+        assert "correct the recipe, or what the graph says of itself" in done.stderr
+        assert not out.exists()
+
+
+def test_maps_do_not_go_where_the_images_are(map_bundle: Path, half_bright: Path, vsa: Cli) -> None:
+    for folder in (half_bright.parent, half_bright.parent / "maps"):
+        done = vsa("run", map_bundle, half_bright.parent, "--map", folder)
+        assert done.returncode == 2
+        assert "elsewhere" in done.stderr
+    assert [p.name for p in half_bright.parent.iterdir()] == ["half.png"]
+
+
+def test_csv_says_why_there_is_no_map(map_bundle: Path, half_bright: Path, vsa: Cli, tmp_path: Path) -> None:
+    (tmp_path / "maps" / "half.png.map.png").mkdir(parents=True)
+    done = vsa("run", map_bundle, half_bright, "--map", tmp_path / "maps", "--format", "csv")
+    header, row = done.stdout.splitlines()
+    assert header == "path,label,labels,score,error,map,map_error"
+    assert "cannot be written" in row

@@ -39,8 +39,8 @@ class CrossChannelNorm(nn.Module):
 
     Caffe's ``ACROSS_CHANNELS``, torch's and ONNX's LRN alike. Raw activations pass 256, whose square is beyond half
     precision: they are divided by 256 first, alpha is multiplied by 256² instead, and the quotient by 256. These are
-    powers of two, so that float32 gives the same to the last bit. What vanishes in half precision then is too small
-    to change a sum that begins at 1.
+    powers of two, so that float32 gives the same to the last bit. In half precision five neighbours of 29,000 still
+    have a finite sum, and what vanishes is too small to change one that begins at 1.
     """
 
     SIZE, ALPHA, BETA, SCALE = 5, 1e-4, 0.75, 256.0
@@ -223,7 +223,7 @@ def keys_from_caffe(state: State, module: nn.Module) -> State:
         reports it.
 
     Raises:
-        CheckpointError: Two layers mean the same one.
+        CheckpointError: Two layers mean the same one, or several may be the head.
     """
     if not isinstance(module, CaffeNet):
         raise TypeError(f"keys of CaffeNet for a {type(module).__name__}")
@@ -231,7 +231,9 @@ def keys_from_caffe(state: State, module: nn.Module) -> State:
     own = module.state_dict()
     layers = {m[1] for key in state if (m := _NAME.fullmatch(key))}
     trained = sorted(name for name in layers if name.startswith(f"{above}_"))
-    head = trained[0] if len(trained) == 1 else above
+    if len(trained) > 1:
+        raise CheckpointError(f"layers {', '.join(trained)} may each be the head; leave all but one out")
+    head = trained[0] if trained else above
     renamed: State = {}
     for key, tensor in state.items():
         match = _NAME.fullmatch(key)

@@ -156,7 +156,7 @@ class Architecture:
         summary: What it is, for people.
         width: Length of the feature vector where it is always the same; 0 where not.
         sides: Least and greatest height and width, in pixels, of the image that it works on.
-        views: Whether its options decide through how many views it looks at an image; its weights do not.
+        view_options: Names of options that decide through how many views it looks at an image; its weights do not.
     """
 
     reads: Literal["image", "features", "objects"]
@@ -167,7 +167,7 @@ class Architecture:
     exact: bool = False
     width: int = 0
     sides: tuple[int, int] = (1, LARGEST_SIDE)
-    views: bool = False
+    view_options: frozenset[str] = frozenset()
 
 
 #: Name in a recipe to what is known of it. What builds each stands in ``vsa_rt.export.makers.MAKERS``.
@@ -216,8 +216,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ("caffe",),
         CaffeNetOptions,
         "CaffeNet up to a layer: its centre crop, ten crops, or a map",
-        sides=(256, 256),  # its crops are cut from 256 x 256; a map has a size of its own
-        views=True,
+        view_options=frozenset({"oversample", "map"}),
     ),
     "sentiment-student": Architecture(
         "image",
@@ -238,8 +237,11 @@ def family_of(architecture: str) -> str:
     return TIMM if colon and family == TIMM else architecture
 
 
-#: Options that say through how many views an image is looked at.
-VIEW_OPTIONS = frozenset({"oversample", "map"})
+def sides_of(architecture: str, options: Options) -> tuple[int, int]:
+    """Least and greatest height and width, in pixels, of the image that an architecture with these options takes."""
+    if isinstance(options, CaffeNetOptions):
+        return (451, 451) if options.map else (256, 256)  # what its positions, or its crops, are cut from
+    return ARCHITECTURES[family_of(architecture)].sides
 
 
 def views_of(options: Options) -> Views:

@@ -23,6 +23,7 @@ from vsa_rt.architecture import (
     family_of,
     grid_levels,
     parameters_of,
+    sides_of,
 )
 from vsa_rt.contracts import ResizeSpec
 from vsa_rt.errors import RecipeError, UsageError
@@ -128,7 +129,8 @@ def check_backbones(recipe: Recipe, where: str) -> None:
             )
         known = _check_architecture(backbone, where, key)
         if known.reads == "image" and backbone.resize is not None:
-            check_resize(where, f"{key}.resize", backbone.resize, known.sides)
+            sides = sides_of(backbone.architecture, options_of(backbone))
+            check_resize(where, f"{key}.resize", backbone.resize, sides)
         checkpoint = backbone.checkpoint
         check_pin(
             where, f"{key}.checkpoint.sha256", checkpoint.sha256, f"{key}.checkpoint.path", checkpoint.path

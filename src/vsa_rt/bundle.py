@@ -18,6 +18,7 @@ import msgspec
 
 from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json, seal
+from vsa_rt.manifest_rules import check_consistency
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -142,6 +143,10 @@ def seal_folder(folder: Path, manifest: Manifest) -> Manifest:
 
     Returns:
         The manifest as written.
+
+    Raises:
+        BundleError: It contradicts itself, and no command could open it.
+        UsageError: Its recipe, or a target's name, is wrong in itself.
     """
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)
@@ -149,6 +154,7 @@ def seal_folder(folder: Path, manifest: Manifest) -> Manifest:
         if path.is_file() and path.name != MANIFEST
     }
     sealed = seal(msgspec.structs.replace(manifest, files=files))
+    check_consistency(sealed, "the bundle as built", "correct the recipe, or what the graph says of itself")
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_bytes(manifest_to_json(sealed))
     temporary.replace(folder / MANIFEST)

@@ -54,10 +54,12 @@ class Dataset:
     Attributes:
         photographs: Sorted by path.
         rejected: Entries with the reason why each was left out.
+        beside: Columns of the table that nobody read: those beside ``file`` and ``label``.
     """
 
     photographs: list[Photograph]
     rejected: list[ItemError] = field(default_factory=list)
+    beside: tuple[str, ...] = ()
 
     @property
     def labels(self) -> list[str]:
@@ -164,6 +166,7 @@ def _from_csv(folder: Path) -> Dataset:
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             rows = csv.DictReader(stream)
+            columns = [column.strip() for column in rows.fieldnames or []]
             read = _row_reader(table, rows.fieldnames or [])
             for number, row in enumerate(rows, start=2):
                 entry = f"{table}, line {number}"
@@ -176,7 +179,8 @@ def _from_csv(folder: Path) -> Dataset:
                     rejected.append(ItemError(entry, str(error)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{table}: cannot be read: {error}") from error
-    return Dataset([photographs[p] for p in sorted(photographs)], rejected)
+    beside = [c for c in columns if c not in ("file", "label")] if "label" in columns else []
+    return Dataset([photographs[p] for p in sorted(photographs)], rejected, tuple(beside))
 
 
 def _photograph(row: _Row, read: Callable[[_Row], _Said], images: Path) -> Photograph:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from vsa_rt.contracts import DIVISIONS, Precision, Target
+from vsa_rt.contracts import DIVISIONS, Precision, Target, scores_kind
 from vsa_rt.errors import BundleError
 from vsa_rt.plan import AROUND, BACKBONE_PRECISIONS
-from vsa_rt.recipe import needed_backbones, options_of, tensor_input
+from vsa_rt.recipe import needed_backbones, options_of, tensor_input, views_of_recipe
 from vsa_rt.recipe_rules import check_recipe
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ def _check_views(manifest: Manifest) -> str:
         return f"{views.count} views on a grid of {views.rows} x {views.columns}"
     if views.rows < 0 or views.columns < 0 or bool(views.rows) != (0 < views.window <= 1):
         return f"{views.rows} x {views.columns} views that each cover {views.window} of the image"
-    given = [t.width for t in manifest.taps if t.kind == "views"]
-    wanted = [views.count * len(manifest.labels)] if views.count > 1 and manifest.labels else []
-    return "" if given == wanted else f"{views.count} views do not fit scores of views of width {given}"
+    given = [(t.name, t.width) for t in manifest.taps if t.kind == "views"]
+    wanted = [("views", views.count * len(manifest.labels))] if views.count > 1 and manifest.labels else []
+    return "" if given == wanted else f"{views.count} views do not fit taps of views of the widths {given}"
 
 
 def _check_words(manifest: Manifest) -> str:
@@ -91,6 +91,15 @@ def _check_recipe(manifest: Manifest) -> str:
     recipe = manifest.recipe
     if recipe is None or recipe.graph is not None:
         return ""
+    said = (manifest.task, manifest.threshold, manifest.scores_kind, manifest.views)
+    meant = (
+        recipe.task,
+        recipe.threshold,
+        scores_kind(recipe.task, recipe.head.kind),
+        views_of_recipe(recipe),
+    )
+    if said != meant:
+        return f"task, threshold, kind of scores and views are {said}, by its recipe {meant}"
     needed = needed_backbones(recipe)
     implied = dict(given for given in map(tensor_input, needed) if given is not None)
     ready = {i.name: i for i in manifest.inputs if i.resize is None}
@@ -206,12 +215,13 @@ def _check_plans(manifest: Manifest) -> str:
     return ""
 
 
-def check_consistency(manifest: Manifest, where: str) -> None:
+def check_consistency(manifest: Manifest, where: str, advice: str = "rebuild the bundle") -> None:
     """Refuse a manifest that contradicts itself.
 
     Args:
         manifest: As read.
         where: What to call it in messages.
+        advice: What to do about it.
 
     Raises:
         BundleError: It does.
@@ -229,4 +239,4 @@ def check_consistency(manifest: Manifest, where: str) -> None:
         or _check_recipe(manifest)
     )
     if problem:
-        raise BundleError(f"{where}: contradicts itself: {problem}; rebuild the bundle")
+        raise BundleError(f"{where}: contradicts itself: {problem}; {advice}")

@@ -9,7 +9,6 @@ import msgspec
 
 from vsa_rt.architecture import (
     ARCHITECTURES,
-    VIEW_OPTIONS,
     DualEncodingOptions,
     ObjectGraphOptions,
     Options,
@@ -200,9 +199,10 @@ def options_of(backbone: Backbone) -> Options:
 
 def seen_once(backbone: Backbone) -> Backbone:
     """The same backbone as it looks at an image once: what its weights, and a head over it, are trained as."""
-    if not ARCHITECTURES[family_of(backbone.architecture)].views:
+    of_views = ARCHITECTURES[family_of(backbone.architecture)].view_options
+    if not of_views:
         return backbone
-    kept = {k: v for k, v in backbone.options.items() if k not in VIEW_OPTIONS}
+    kept = {k: v for k, v in backbone.options.items() if k not in of_views}
     return msgspec.structs.replace(backbone, options=kept)
 
 

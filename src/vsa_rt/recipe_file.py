@@ -113,6 +113,14 @@ def _labels(text: str) -> list[str]:
     return list(LABEL_SETS[words[0]])
 
 
+def _threshold(text: str) -> float:
+    """The number of ``--set threshold=``; whether it can be one is checked with the recipe."""
+    value = _value(text[:_LONGEST])
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RecipeError(f"--set threshold={text[:_LONGEST]}: expected a number between 0 and 1")
+    return float(value)
+
+
 def _with_option(backbones: list[Backbone], key: str, text: str) -> list[Backbone]:
     """The backbones, one of them with another option."""
     name, _, option = key.partition(".")
@@ -133,26 +141,30 @@ def _with_option(backbones: list[Backbone], key: str, text: str) -> list[Backbon
 def with_options(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     """The recipe with other options of its backbones, another task or other labels.
 
-    The threshold stays, and so does the name of the head's file: whether its head was trained for this task and these
+    The threshold stays unless it is set, and so does the name of the head's file: whether its head was trained for this task and these
     labels is found out where it is loaded.
 
     Args:
         recipe: A checked one.
         settings: ``BACKBONE.OPTION`` to the text of its value; ``task`` to one of ``TASKS``; ``labels`` to a name of
-            ``vsa_rt.label_sets.LABEL_SETS`` or to labels with commas between.
+            ``vsa_rt.label_sets.LABEL_SETS`` or to labels with commas between; ``threshold`` to a number.
 
     Raises:
         RecipeError: No such backbone, option, task or set of labels, or a value that does not fit.
     """
     if not settings:
         return recipe
-    task, labels, backbones = recipe.task, recipe.labels, recipe.backbones
+    task, labels, backbones, threshold = recipe.task, recipe.labels, recipe.backbones, recipe.threshold
     for key, text in settings.items():
         if key == "task":
             task = _task(text)
         elif key == "labels":
             labels = _labels(text)
+        elif key == "threshold":
+            threshold = _threshold(text)
         else:
             backbones = _with_option(backbones, key, text)
-    changed = msgspec.structs.replace(recipe, task=task, labels=labels, backbones=backbones)
+    changed = msgspec.structs.replace(
+        recipe, task=task, labels=labels, backbones=backbones, threshold=threshold
+    )
     return check_recipe(changed, "--set")

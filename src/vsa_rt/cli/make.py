@@ -66,7 +66,8 @@ def fit(
     data: Annotated[
         Path,
         typer.Option(
-            help="labels.csv (file,label; several labels as a|b) beside images/, or one folder per label."
+            help="labels.csv beside images/ (file,label; several labels as a|b; or file and a column of votes for each "
+            "label), or one folder per label."
         ),
     ],
     out: Annotated[

@@ -169,7 +169,7 @@ Settings = Annotated[
 
 
 def settings_of(entries: list[str] | None) -> dict[str, str]:
-    """``BACKBONE.OPTION``, ``task`` or ``labels`` to the text of its value.
+    """``BACKBONE.OPTION``, ``task``, ``labels`` or ``threshold`` to the text of its value.
 
     Raises:
         UsageError: An entry has another form.
@@ -177,9 +177,14 @@ def settings_of(entries: list[str] | None) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for entry in entries or []:
         name, equals, value = entry.partition("=")
-        if not equals or not value or (name not in ("task", "labels") and not all(name.partition("."))):
+        if (
+            not equals
+            or not value
+            or (name not in ("task", "labels", "threshold") and not all(name.partition(".")))
+        ):
             raise UsageError(
-                f"--set {entry!r}: expected BACKBONE.OPTION=VALUE, task=TASK or labels=LABEL,LABEL,..."
+                f"--set {entry!r}: expected BACKBONE.OPTION=VALUE, task=TASK, labels=LABEL,LABEL,... or "
+                "threshold=NUMBER"
             )
         pairs[name] = value
     return pairs

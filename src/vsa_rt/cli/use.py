@@ -66,6 +66,11 @@ def run(
 
     if map_label is not None and maps is None:
         raise UsageError("--map-label: says whose map is written; name a folder with --map DIR")
+    for folder in paths if maps is not None else ():
+        if maps is not None and maps.resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(
+                f"--map {maps}: lies in {folder}, whose images are read: name a folder elsewhere"
+            )
     items = list(items_from_paths(paths, glob))
     cores = threads or usable_cores()
     # Many images: one engine stream per core gives the most images per second. Few: the shortest call.

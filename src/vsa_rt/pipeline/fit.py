@@ -20,7 +20,7 @@ from vsa_rt.pipeline.fitting.fit_report import FitReport, metrics_of
 from vsa_rt.pipeline.fitting.metrics import evaluate
 from vsa_rt.pipeline.fitting.options import FitOptions, check_out, versions
 from vsa_rt.pipeline.fitting.splits import Split, make_splits, read_fold_files
-from vsa_rt.pipeline.fitting.targets import training_targets
+from vsa_rt.pipeline.fitting.targets import check_votes, training_targets
 from vsa_rt.pipeline.images import data_key
 from vsa_rt.recipe import Fit, Recipe
 from vsa_rt.recipe_file import with_options
@@ -67,7 +67,8 @@ def _in_effect(recipe: Recipe, options: FitOptions) -> Recipe:
     recipe = with_options(recipe, options.settings)
     if recipe.head.kind == "units":
         raise UsageError(
-            f"{recipe.name}: head.kind units has no weights: nothing to train; build it as it is"
+            f"{recipe.name}: head.kind units has no weights: nothing to train. Build it from a network that was "
+            "fine-tuned so: units 0 and 1 of others stand for no sentiment"
         )
     fit = recipe.fit
     if options.preset is not None:
@@ -120,6 +121,7 @@ def fit(
     if not dataset.labelled:
         raise DatasetError(f"{data}: has no labels; expected labels.csv or one folder per label")
     check_labels(recipe, dataset.labels)
+    check_votes(recipe, data, dataset)
     training_targets(recipe, dataset.photographs)
     files = read_fold_files(options.fold_files, data, dataset, recipe.labels)
     options.progress("loading checkpoints")

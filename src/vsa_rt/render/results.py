@@ -32,6 +32,11 @@ def _top(scores: dict[str, float], top: int) -> dict[str, float]:
     return dict(best[:top] if top else best)
 
 
+def _short(score: float) -> str:
+    """A score in three decimals; one that they would make 0, a share of thousands of units, in two digits."""
+    return f"{score:.3f}" if score >= 0.0005 or not score else f"{score:.1e}"
+
+
 def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
     shown = path_text(path)
     if isinstance(result, ItemError):
@@ -42,7 +47,7 @@ def _line(path: str, result: Sentiment | ItemError, top: int) -> dict[str, Any]:
         "path": shown,
         "label": result.label,
         "labels": list(result.labels),
-        "scores": {k: round(v, 6) for k, v in _top(result.scores, top).items()},
+        "scores": {k: float(f"{v:.6g}") for k, v in _top(result.scores, top).items()},
         "scores_kind": result.scores_kind,
         "error": None,
     }
@@ -53,14 +58,15 @@ def _write_lines(lines: Iterable[dict[str, Any]]) -> None:
         sys.stdout.write(json.dumps(finite(line), ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _write_csv(lines: Iterable[dict[str, Any]]) -> None:
+_COLUMNS = ("path", "label", "labels", "score", "error")
+
+
+def _write_csv(lines: Iterable[dict[str, Any]], more: Sequence[str] = ()) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "label", "labels", "score", "error"])
+    writer.writerow([*_COLUMNS, *more])
     for line in lines:
-        best = max(line["scores"].values(), default="")
-        writer.writerow(
-            [line["path"], line["label"] or "", "|".join(line["labels"]), best, line["error"] or ""]
-        )
+        found = line | {"labels": "|".join(line["labels"]), "score": max(line["scores"].values(), default="")}
+        writer.writerow(["" if found[name] is None else found[name] for name in (*_COLUMNS, *more)])
 
 
 def _write_table(lines: Iterable[dict[str, Any]]) -> None:
@@ -69,7 +75,7 @@ def _write_table(lines: Iterable[dict[str, Any]]) -> None:
         if line["error"]:
             table.add_row(escape(line["path"]), "[bold red]error[/]", escape(line["error"]))
         else:
-            scores = "  ".join(f"{name} {score:.3f}" for name, score in line["scores"].items())
+            scores = "  ".join(f"{name} {_short(score)}" for name, score in line["scores"].items())
             scores += f"  no map: {escape(line['map_error'])}" if line.get("map_error") else ""
             table.add_row(
                 escape(line["path"]), f"[bold]{escape(line['label'] or ', '.join(line['labels']))}[/]", scores
@@ -125,7 +131,10 @@ def results(
             failed += bool(line["error"] or line.get("map_error"))
             yield line
 
-    {"table": _write_table, "jsonl": _write_lines, "csv": _write_csv}[chosen](lines())
+    if chosen == "csv":
+        _write_csv(lines(), ("map", "map_error") if maps is not None else ())
+    else:
+        {"table": _write_table, "jsonl": _write_lines}[chosen](lines())
     sys.stdout.flush()
     notes = [f"{len(items)} items, {failed} failed; {runtime.choice.why}; resize {runtime.resample}"]
     notes += [f"not used: {folder}: {reason}" for folder, reason in runtime.choice.refused.items()]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Task
-from vsa_rt.dataset import Photograph
+from vsa_rt.dataset import Dataset, Photograph
 from vsa_rt.errors import DatasetError, needs
 from vsa_rt.recipe import Recipe
 
@@ -30,6 +31,20 @@ def _shares(recipe: Recipe, photographs: Sequence[Photograph]) -> NDArray[np.flo
     return np.asarray(rows / rows.sum(1, keepdims=True))
 
 
+def check_votes(recipe: Recipe, data: Path, dataset: Dataset) -> None:
+    """Check that a distribution is not learnt of single labels while votes stand beside them unread.
+
+    Raises:
+        DatasetError: The table has a column ``label`` and columns of the recipe's labels.
+    """
+    votes = sorted(set(recipe.labels).intersection(dataset.beside))
+    if recipe.task is Task.DISTRIBUTION and len(votes) > 1:
+        raise DatasetError(
+            f"{data}: labels.csv has votes for {', '.join(votes)}, and a column label, which alone is read; leave that "
+            "column out, so that the shares are learnt"
+        )
+
+
 def training_targets(recipe: Recipe, photographs: Sequence[Photograph]) -> Targets:
     """What to learn, as ``vsa_rt.export.training.Targets`` has it for the task.
 
@@ -44,5 +59,8 @@ def training_targets(recipe: Recipe, photographs: Sequence[Photograph]) -> Targe
     for photograph in photographs:
         if photograph.label is None:
             has = ", ".join(photograph.labels or ()) or "no label"
-            raise DatasetError(f"{photograph.path}: has {has}; task {recipe.task} wants exactly one label")
+            votes = "; these are shares, of a table of votes: --set task=ldl" if photograph.shares else ""
+            raise DatasetError(
+                f"{photograph.path}: has {has}; task {recipe.task} wants exactly one label{votes}"
+            )
     return np.array([recipe.labels.index(p.label or "") for p in photographs], np.int64)
