@@ -435,7 +435,7 @@ def test_the_table_and_the_network_agree_on_views_and_widths() -> None:
         for option in ("", "oversample", "map"):
             if option == "map" and top == "pool5":
                 continue
-            options = CaffeNetOptions(top=top, **({option: True} if option else {}))  # type: ignore[arg-type]
+            options = CaffeNetOptions(top=top, **({option: True} if option else {}))
             with torch.device("meta"):
                 network = CaffeNet(options.top, options.oversample, options.map)
             views = views_of(options)
