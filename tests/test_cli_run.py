@@ -87,7 +87,9 @@ def test_scores_that_are_no_numbers_are_still_json(
     from vsa_rt.runtime.sentiment import Labeller
 
     real = Labeller.__call__
-    monkeypatch.setattr(Labeller, "__call__", lambda self, scores, views=None: real(self, scores * np.nan, views))
+    monkeypatch.setattr(
+        Labeller, "__call__", lambda self, scores, views=None: real(self, scores * np.nan, views)
+    )
     done = here("run", tiny_bundle, coffee)
     for text in done.stdout.splitlines():
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
