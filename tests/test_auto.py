@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vsa_rt.budget import Budget
-from vsa_rt.bundle import Bundle
+from vsa_rt.bundle import Bundle, hash_file
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.doctor import describe_machine
 from vsa_rt.errors import DatasetError, GateError, UsageError
@@ -131,6 +133,88 @@ def test_a_graph_of_one_network_needs_no_plan_put_together(tmp_path: Path, toy_d
     assert {p.kl for p in manifest.plans} == {None}, "the labels of a random head decide nothing"
 
 
+# Engines that are open
+
+
+@dataclass
+class Opened:
+    """What was opened and closed during a build.
+
+    Attributes:
+        steps: What progress was told, with the number of engines that were open then.
+        opened: Engines in the order in which they were opened, each with the number of those open before it.
+        closed: The same engines in the order in which they were closed.
+    """
+
+    steps: list[tuple[str, int]] = field(default_factory=list)
+    opened: list[tuple[object, int]] = field(default_factory=list)
+    closed: list[object] = field(default_factory=list)
+
+    @property
+    def alive(self) -> int:
+        return len(self.opened) - len(self.closed)
+
+    def progress(self, step: str) -> None:
+        self.steps.append((step, self.alive))
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Every engine of OpenVINO that is opened from now on."""
+    from vsa_rt.engines.openvino import OpenVino, OpenVinoSession
+
+    seen, open_one, close_one = Opened(), OpenVino.open, OpenVinoSession.close
+
+    def note_open(self: OpenVino, *arguments: Any) -> OpenVinoSession:
+        before = seen.alive
+        made = open_one(self, *arguments)
+        seen.opened.append((made, before))
+        return made
+
+    def note_close(self: OpenVinoSession) -> None:
+        if self not in seen.closed:
+            seen.closed.append(self)
+        close_one(self)
+
+    monkeypatch.setattr(OpenVino, "open", note_open)
+    monkeypatch.setattr(OpenVinoSession, "close", note_close)
+    return seen
+
+
+def test_fp32_stays_open_beside_one_plan_at_a_time_while_plans_are_tried(
+    exported: Path, toy_data: Path, tmp_path: Path, watched: Opened
+) -> None:
+    options = BuildOptions(data=toy_data, budget=LOOSE, targets=[OPENVINO], progress=watched.progress)
+    manifest = build(str(exported), tmp_path / "out", options)
+    words = ("building ", "trying ")
+    tried = [alive for step, alive in watched.steps if step.startswith(words)]
+    assert tried == [0, *[1] * (len(manifest.plans) - 1)], "fp32 alone is open when the next plan comes"
+    # Each was opened once, judged and timed; what follows opens engines anew.
+    search, later = watched.opened[: len(tried)], watched.opened[len(tried) :]
+    assert [before for _, before in search] == tried
+    assert later[0][1] == 0
+    sessions = [session for session, _ in search]
+    assert watched.closed[: len(tried)] == [*sessions[1:], sessions[0]]
+    assert watched.alive == 0
+
+
+@pytest.mark.parametrize("when", ["gate: openvino:cpu all bf16", "trying openvino:cpu small fp32"])
+def test_a_search_that_fails_closes_what_it_opened(
+    exported: Path, toy_data: Path, tmp_path: Path, watched: Opened, when: str
+) -> None:
+    def fail(step: str) -> None:
+        watched.progress(step)
+        if step.startswith(when):
+            raise KeyboardInterrupt
+
+    options = BuildOptions(data=toy_data, budget=LOOSE, targets=[OPENVINO], progress=fail)
+    with pytest.raises(KeyboardInterrupt):
+        build(str(exported), tmp_path / "out", options)
+    assert len(watched.opened) > 1
+    assert watched.alive == 0
+    assert not (tmp_path / "out").exists()
+
+
 # Calibration
 
 
@@ -140,8 +224,31 @@ def test_without_photographs_to_calibrate_on_the_manifest_says_why_there_is_no_i
     manifest = manifest_of(tiny_bundle)
     assert "int8" not in {e.precision for e in manifest.engines}
     reasons = {(r.target, r.precision): r.reason for r in manifest.rejected}
-    assert reasons["openvino:cpu", "int8"] == "nothing to calibrate on: --calib DIR"
+    assert reasons["openvino:cpu", "int8"] == "int8 needs ranges: --calib DIR with at least 16 photographs"
     assert manifest.calibration is None
+
+
+def test_a_calibration_of_another_graph_is_left_out_and_the_manifest_says_so(
+    calibrated: Path, toy_data: Path, tmp_path: Path, reseal: Callable[..., None]
+) -> None:
+    import onnx
+
+    root = Path(shutil.copytree(calibrated, tmp_path / "other"))
+    graph = onnx.load_from_string((root / "graph.onnx").read_bytes())
+    graph.doc_string = "another one"
+    (root / "graph.onnx").write_bytes(graph.SerializeToString())
+    reseal(root, files=manifest_of(calibrated).files | {"graph.onnx": hash_file(root / "graph.onnx")})
+    steps: list[str] = []
+    options = BuildOptions(data=toy_data, budget=LOOSE, targets=[OPENVINO], progress=steps.append)
+    manifest = build(str(root), tmp_path / "out", options)
+    [reason] = [r.reason for r in manifest.rejected if r.precision == "int8"]
+    assert "calibration.npz is not of graph.onnx; calibrate again with --calib DIR" in reason
+    assert any(step.startswith("warning: calibration.npz is left out") for step in steps)
+    assert manifest.calibration is None
+    assert "calibration.npz" not in manifest.files
+    with pytest.raises(UsageError, match="calibrate again with --calib DIR"):
+        build(str(root), tmp_path / "int8", replace(options, precision=Precision.INT8))
+    assert not (tmp_path / "int8").exists()
 
 
 def test_int8_by_name_without_photographs_is_wrong_use(

@@ -230,6 +230,30 @@ def test_a_list_that_holds_once_and_not_again_is_not_given_out_as_found(
     assert (found.outcome, found.passed) == ("not reproducible", False)
 
 
+def test_a_calibration_of_another_graph_is_worth_nothing(
+    exported: Path,
+    photos: Path,
+    some: Path,
+    bisected: Callable[..., Any],
+    reseal: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    import onnx
+
+    from vsa_rt.pipeline.build import BuildOptions, build
+
+    root = tmp_path / "built"
+    options = BuildOptions(data=some, calib=photos, targets=[ORT], precision=Precision.FP32)
+    made = build(str(exported), root, options)
+    graph = onnx.load(root / "graph.onnx")
+    graph.doc_string = "another one"
+    (root / "graph.onnx").write_bytes(graph.SerializeToString())
+    reseal(root, files=made.files | {"graph.onnx": hash_file(root / "graph.onnx")})
+    with pytest.raises(UsageError, match=r"calibration\.npz is not of graph\.onnx; calibrate again"):
+        bisected(root, calib=None)
+    assert bisected(root).outcome == "holds"
+
+
 # Going on where it was
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle, seal_folder
 from vsa_rt.contracts import Precision
-from vsa_rt.errors import BundleError, GateError, UsageError
+from vsa_rt.errors import GateError, UsageError
 from vsa_rt.manifest import InputRecord, Manifest, manifest_from_json
 from vsa_rt.plan import Plan
 
@@ -665,7 +665,7 @@ def test_int8_takes_the_ranges_and_the_method_of_its_bundle(
     assert found.ranges is not None
     # Of another graph, they are worth nothing.
     plant(built, outlier)
-    with pytest.raises(BundleError, match="calibrate again"):
+    with pytest.raises(UsageError, match="calibrate again"):
         run(built, tmp_path / "other", photos, INT8)
     assert not (tmp_path / "other").exists()
 

@@ -20,11 +20,11 @@ from vsa_rt.dataset import Dataset, read_dataset
 from vsa_rt.documents import write_whole
 from vsa_rt.engines import table
 from vsa_rt.errors import BundleError, ItemError, UsageError, needs
-from vsa_rt.pipeline.build import METHOD
-from vsa_rt.pipeline.calibrate import calibrate, image_records
+from vsa_rt.pipeline.calibrate import image_records
 from vsa_rt.pipeline.export import GRAPH, Progress, silent
 from vsa_rt.pipeline.gate import decides
 from vsa_rt.pipeline.precision.lowered import LoweredGraphs, exact_taps
+from vsa_rt.pipeline.precision.ranges import calibration_of, int8_ranges
 from vsa_rt.pipeline.search.bisection import Reduced, guilty_backbones, reduce
 from vsa_rt.pipeline.search.exclusions import EXCLUDE, exclusions_to_text
 from vsa_rt.pipeline.search.plan_judge import PlanJudge
@@ -34,6 +34,7 @@ from vsa_rt.plan import Plan
 from vsa_rt.version import __version__
 
 if TYPE_CHECKING:
+    from vsa_rt.export.calibration.store import Calibration
     from vsa_rt.export.lowering.units import Unit
 
 #: Plans that the search for nodes may try unless told otherwise: one guilty node of 155 takes 15, eight of them 110.
@@ -206,40 +207,42 @@ def _scratch(bundle: Bundle, out: Path | None) -> Iterator[Path]:
 def _ranges(
     bundle: Bundle, graphs: LoweredGraphs, suspect: Suspect, options: BisectOptions
 ) -> Mapping[str, float]:
-    """What int8 takes its ranges from: ``--calib``, else the bundle's own calibration.
+    """What int8's products may read, by activation; nothing where the plan has no int8.
+
+    What was measured on ``--calib`` is kept in the output folder, so that going on needs no second pass.
 
     Raises:
-        UsageError: There is neither, or the method is unknown.
+        UsageError: As for ``int8_ranges``.
+        DatasetError: Likewise.
     """
     if Precision.INT8 not in suspect.plan.backbones.values():
         return {}
     with needs("export"):
-        from vsa_rt.export.calibration.store import CALIBRATION, calibration_to_bytes, read_calibration
-        from vsa_rt.export.calibration.thresholds import threshold_of
+        from vsa_rt.export.calibration.store import CALIBRATION
+    kept = options.out / CALIBRATION if options.out is not None and options.calib is not None else None
+    known = _kept(kept, options.progress) if kept is not None else None
     manifest = bundle.manifest
-    method = options.method or (manifest.calibration.method if manifest.calibration else METHOD)
-    threshold_of(method)
-    known = read_calibration(bundle.read(CALIBRATION)) if CALIBRATION in manifest.files else None
-    if options.calib is not None:
-        kept = options.out / CALIBRATION if options.out is not None else None
-        if kept is not None and kept.is_file():
-            try:
-                known = read_calibration(kept.read_bytes())
-            except BundleError as error:  # ours alone, and made anew
-                options.progress(str(error))
-        known = calibrate(
-            options.calib,
-            bundle.read(manifest.graphs[0].path),
-            graphs.activations(),
-            manifest.inputs,
-            known=known,
-            progress=options.progress,
-        )
-        if kept is not None:
-            write_whole(kept, calibration_to_bytes(known))
-    if known is None:
-        raise UsageError(f"{bundle.root}: int8 needs ranges: --calib DIR with at least 16 photographs")
-    return known.thresholds(method)
+    ranges = int8_ranges(
+        manifest,
+        lambda: bundle.read(manifest.graphs[0].path),
+        graphs.activations,
+        known or calibration_of(bundle),
+        options,
+    )
+    if kept is not None:
+        write_whole(kept, ranges.to_bytes())
+    return ranges.thresholds()
+
+
+def _kept(file: Path, progress: Progress) -> Calibration | None:
+    """What an earlier run measured; one that is damaged is ours alone, and made anew."""
+    with needs("export"):
+        from vsa_rt.export.calibration.store import read_calibration
+    try:
+        return read_calibration(file.read_bytes()) if file.is_file() else None
+    except BundleError as error:
+        progress(str(error))
+        return None
 
 
 def _key(
@@ -253,7 +256,7 @@ def _key(
     """Everything but the plan that decides how a trial ends."""
     manifest = bundle.manifest
     images = image_records(dataset.photographs, data, manifest.inputs)
-    labels = [sorted(p.labels or ()) for p in dataset.photographs]
+    labels = [[sorted(p.labels or ()), p.shares] for p in dataset.photographs]
     engine = table.probe(target)
 
     def digest(content: object) -> str:

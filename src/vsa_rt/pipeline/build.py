@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import msgspec
 
@@ -15,8 +14,7 @@ from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.engines import table
 from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
-from vsa_rt.manifest import CalibrationRecord, EngineRecord, Manifest, Rejection
-from vsa_rt.pipeline.calibrate import calibrate
+from vsa_rt.manifest import EngineRecord, Manifest, Rejection
 from vsa_rt.pipeline.diagnose import PAYS, paying, pays
 from vsa_rt.pipeline.export import DEFAULT_BATCH, GRAPH, ExportOptions, export_into
 from vsa_rt.pipeline.gate import Judged, Reference, run_reference
@@ -24,15 +22,10 @@ from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.precision.auto import Search, search
 from vsa_rt.pipeline.precision.latency import median
 from vsa_rt.pipeline.precision.lowered import LoweredGraphs, backbone_taps, uniform_plan
+from vsa_rt.pipeline.precision.ranges import Int8Ranges, NoRanges, int8_ranges
 from vsa_rt.pipeline.precision.workshop import Built, Workshop
 from vsa_rt.pipeline.reference import find_reference
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
-
-if TYPE_CHECKING:
-    from vsa_rt.export.calibration.store import Calibration
-
-#: How ranges are taken from histograms unless told otherwise (docs/performance.md compares the methods).
-METHOD = "mse"
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class BuildOptions(ExportOptions):
         settings: ``BACKBONE.OPTION`` to a value instead of the recipe's.
         calib: Photographs on which int8's ranges are measured; without them nothing becomes int8.
         method: How ranges are taken; see ``export.calibration.thresholds``. ``None``: as the source bundle's were, else
-            ``METHOD``.
+            ``ranges.METHOD``.
         budget: What lowered engines may change.
         exclude: Names of nodes that stay in fp32 whatever their backbone's precision is.
         force: Keep engines that fail; the manifest then says so.
@@ -95,49 +88,30 @@ def _targets(options: BuildOptions) -> tuple[list[Target], list[Rejection]]:
     return wanted, rejected
 
 
-def _calibration(
-    folder: Path, graphs: LoweredGraphs, options: BuildOptions
-) -> tuple[Calibration | None, CalibrationRecord | None]:
-    """What int8's ranges are taken from: ``--calib``, or what the source bundle brought; stored in the folder.
+def _ranges(folder: Path, graphs: LoweredGraphs, options: BuildOptions) -> Int8Ranges | NoRanges:
+    """What int8's ranges are taken from, stored in the folder; else why there is nothing, which only int8 minds.
 
     Raises:
+        NoRanges: There is nothing, and int8 was asked for by name.
         DatasetError: Too few photographs, or an activation that is not a number.
         UsageError: The method is unknown.
     """
     with needs("export"):
-        from vsa_rt.export.calibration.store import CALIBRATION, calibration_to_bytes, read_calibration
-        from vsa_rt.export.calibration.thresholds import threshold_of
-    before = graphs.manifest.calibration
-    method = options.method or (before.method if before is not None else METHOD)
-    threshold_of(method)
+        from vsa_rt.export.calibration.store import CALIBRATION, read_calibration
     stored = folder / CALIBRATION
     known = read_calibration(stored.read_bytes()) if stored.is_file() else None
-    graph = (folder / GRAPH).read_bytes()
-    if options.calib is None and known is not None and known.graph != hashlib.sha256(graph).hexdigest():
-        options.progress(f"warning: {CALIBRATION} is not of this graph and is left out")
-        stored.unlink()
-        known = None
+    try:
+        ranges = int8_ranges(graphs.manifest, (folder / GRAPH).read_bytes, graphs.activations, known, options)
+    except NoRanges as error:
+        if options.precision is Precision.INT8:
+            raise
+        if known is not None:
+            options.progress(f"warning: {CALIBRATION} is left out: {error}")
+            stored.unlink()
+        return error
     if options.calib is not None:
-        known = calibrate(
-            options.calib,
-            graph,
-            graphs.activations(),
-            graphs.manifest.inputs,
-            known=known,
-            progress=options.progress,
-        )
-        stored.write_bytes(calibration_to_bytes(known))
-    if known is None:
-        return None, None
-    for warning in known.warnings:
-        options.progress(f"warning: {warning}")
-    return known, CalibrationRecord(
-        path=CALIBRATION,
-        method=method,
-        images=len(known.images),
-        skipped=known.skipped,
-        warnings=list(known.warnings),
-    )
+        stored.write_bytes(ranges.to_bytes())
+    return ranges
 
 
 def _start(source: str, folder: Path, options: BuildOptions) -> tuple[Manifest, Reference, Judged]:
@@ -198,16 +172,14 @@ def _only(workshop: Workshop, target: Target, options: BuildOptions, precision: 
 
 
 def _searches(
-    workshop: Workshop, targets: Sequence[Target], options: BuildOptions, calibrated: bool
+    workshop: Workshop, targets: Sequence[Target], options: BuildOptions, ranges: Int8Ranges | NoRanges
 ) -> tuple[list[Search], list[Rejection]]:
     """Build, open and gate what each target needs.
 
     Raises:
         EnvironmentUnusable: A target that was asked for by name cannot be built, or none can.
-        UsageError: int8 was asked for without anything to calibrate on.
     """
-    if options.precision is Precision.INT8 and not calibrated:
-        raise UsageError("int8 needs ranges: --calib DIR with at least 16 photographs")
+    without = str(ranges) if isinstance(ranges, NoRanges) else ""
     found: list[Search] = []
     rejected: list[Rejection] = []
     for target in targets:
@@ -216,10 +188,10 @@ def _searches(
                 found.append(_only(workshop, target, options, options.precision))
                 continue
             lower = [p for p in table.backend(target.backend).precisions if p is not Precision.FP32]
-            possible = [p for p in lower if calibrated or p is not Precision.INT8]
+            possible = [p for p in lower if not without or p is not Precision.INT8]
             search_of = search(workshop, target, possible, options.exclude)
-            if Precision.INT8 in lower and not calibrated:
-                search_of.reject("int8", "nothing to calibrate on: --calib DIR")
+            if Precision.INT8 in lower and without:
+                search_of.reject("int8", without)
             found.append(search_of)
         except (EnvironmentUnusable, UsageError) as error:
             if options.targets or options.precision:
@@ -298,11 +270,11 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
         graphs = LoweredGraphs(work, manifest)
         if options.precision is not Precision.FP32:
             _check_source(graphs, options)
-        calibration, record = _calibration(work, graphs, options)
-        if calibration is not None and record is not None:
-            graphs.ranges = calibration.thresholds(record.method)
+        ranges = _ranges(work, graphs, options)
+        if isinstance(ranges, Int8Ranges):
+            graphs.ranges = ranges.thresholds()
         workshop = Workshop(graphs, reference, judged, options.budget, options.progress)
-        found, rejected = _searches(workshop, targets, options, calibration is not None)
+        found, rejected = _searches(workshop, targets, options, ranges)
         graphs.forget()
         good, failed = _without_failed(workshop, [b for s in found for b in s.engines], options)
         good = [workshop.divided(b) for b in good]
@@ -318,7 +290,7 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
             engines=engines,
             plans=[t.record(_is(leaders.get(str(s.target)), t.built)) for s in found for t in s.tried],
             budget=None if options.precision is Precision.FP32 else options.budget,
-            calibration=record,
+            calibration=ranges.record() if isinstance(ranges, Int8Ranges) else None,
             rejected=unusable + rejected + [r for s in found for r in s.rejected] + failed,
             chosen=_why_first(engines),
         )

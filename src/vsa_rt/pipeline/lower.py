@@ -49,7 +49,7 @@ from vsa_rt.pipeline.precision.proof import (
     Round,
     RoundingRecord,
 )
-from vsa_rt.pipeline.precision.ranges import int8_ranges
+from vsa_rt.pipeline.precision.ranges import calibration_of, int8_ranges
 from vsa_rt.pipeline.precision.rounding import Rounding, guilty_nodes
 from vsa_rt.pipeline.reference import onnx_reference
 from vsa_rt.plan import Plan
@@ -79,7 +79,7 @@ class LowerOptions:
         data: Photographs of both proofs; ``None`` for those that packages ship.
         images: How many of them go through the executor that rounds.
         calib: Photographs for int8's ranges; ``None`` for the bundle's own calibration.
-        method: How int8's ranges are taken; ``None`` for the bundle's own method, else ``build.METHOD``.
+        method: How int8's ranges are taken; ``None`` for the bundle's own method, else ``ranges.METHOD``.
         budget: What may change in decisions.
         exclude: Names of nodes that stay in fp32.
         rounds: How often nodes that overflow in the executor may be taken out.
@@ -318,13 +318,18 @@ class _Lowering:
 
     def _calibration(self) -> CalibrationRecord:
         """int8's ranges; their histograms go with the graph."""
-        known, record = int8_ranges(
-            self.bundle, self.model, self.options.calib, self.options.method, self.progress
-        )
-        self.ranges = known.thresholds(record.method)
         with needs("export"):
-            from vsa_rt.export.calibration.store import calibration_to_bytes
-        (self.work / record.path).write_bytes(calibration_to_bytes(known))
+            from vsa_rt.export.lowering.lower import activations
+        ranges = int8_ranges(
+            self.manifest,
+            lambda: self.bundle.read(self.manifest.graphs[0].path),
+            lambda: activations(self.model, self.taps, self.exact),
+            calibration_of(self.bundle),
+            self.options,
+        )
+        self.ranges = ranges.thresholds()
+        record = ranges.record()
+        (self.work / record.path).write_bytes(ranges.to_bytes())
         return record
 
     def _without_hazards(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,15 +13,13 @@ from vsa_rt.bench.parity import Parity
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.manifest import PlanRecord, Rejection
+from vsa_rt.pipeline.precision.baseline import Baseline, Pace
 from vsa_rt.pipeline.precision.composition import Alone, compose, followed, weaken
-from vsa_rt.pipeline.precision.latency import median, times_as_fast
 from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
 from vsa_rt.pipeline.precision.workshop import Built, Workshop
 from vsa_rt.plan import Plan
 
 Role = Literal["one backbone", "uniform", "composed"]
-#: What one plan's measurement beside fp32 may take for one batch size, in seconds.
-_SECONDS = 4.0
 #: A precision that makes the whole call this many times slower on every batch size is not tried by backbone.
 _HOPELESS = 0.8
 #: Under this many times the speed of fp32 at every batch size a precision does not pay: runs differ by that much.
@@ -34,19 +33,17 @@ class Tried:
     Attributes:
         built: The engine; a trial's files are gone.
         role: How the plan came about.
-        latency_ms: Batch size to median milliseconds.
-        speedup: Batch size to how many times as fast as fp32 it was.
+        pace: How fast it is.
     """
 
     built: Built
     role: Role
-    latency_ms: dict[str, float]
-    speedup: dict[str, float]
+    pace: Pace
 
     @property
     def saved(self) -> float:
         """Share of the fp32 call's time that it saves, the mean over the batch sizes."""
-        return float(np.mean([1 - 1 / times for times in self.speedup.values()]))
+        return float(np.mean([1 - 1 / times for times in self.pace.speedup.values()]))
 
     def record(self, chosen: bool) -> PlanRecord:
         """What the manifest says about it."""
@@ -58,8 +55,8 @@ class Tried:
             around=str(plan.around),
             exclude=len(plan.exclude),
             role=self.role,
-            latency_ms=self.latency_ms,
-            speedup=self.speedup,
+            latency_ms=self.pace.latency_ms,
+            speedup=self.pace.speedup,
             images=parity.images,
             flips=len(parity.flips) - parity.ties,
             ties=parity.ties,
@@ -133,55 +130,62 @@ def search(
 def _filled(
     workshop: Workshop, found: Search, precisions: Sequence[Precision], exclude: Sequence[str]
 ) -> Search:
-    target, manifest = found.target, workshop.graphs.manifest
-    base = workshop.build(target, uniform_plan(manifest, Precision.FP32))
-    found.engines.append(base)
-    found.tried.append(_tried(workshop, base, base, "uniform"))
-    for precision in precisions:
-        try:
-            built = workshop.build(target, uniform_plan(manifest, precision, exclude))
-        except (EnvironmentUnusable, UsageError) as error:
-            found.reject(str(precision), str(error))
-            continue
-        found.engines.append(built)
-        found.tried.append(_tried(workshop, base, built, "uniform"))
-        times = max(found.tried[-1].speedup.values())
-        if times < _PAYS:
-            workshop.progress(
-                f"warning: {precision} will not pay on {target} here: {times:.2f} of fp32's speed"
-            )
-    promising = [t.built.plan.precision for t in found.tried[1:] if max(t.speedup.values()) > _HOPELESS]
-    if len(plannable_taps(manifest)) > 1 and promising:
-        _put_together(workshop, found, base, promising, exclude)
+    target, exact = found.target, uniform_plan(workshop.graphs.manifest, Precision.FP32)
+    # Open as long as anything is timed beside it: beside an open trial there is this one engine more in memory.
+    with closing(workshop.build_open(target, exact)) as opened:
+        found.engines.append(opened.built)
+        base = Baseline(workshop, opened)
+        promising = _uniform(base, found, precisions, exclude)
+        if len(plannable_taps(workshop.graphs.manifest)) > 1 and promising:
+            _put_together(base, found, promising, exclude)
+        found.tried.insert(0, Tried(base.built, "uniform", base.pace()))
     return found
 
 
-def _tried(workshop: Workshop, base: Built, built: Built, role: Role) -> Tried:
-    """Measure an engine beside fp32."""
-    samples: Mapping[str, Mapping[str, Any]] = workshop.measure(
-        [base] if built is base else [base, built], _SECONDS
-    )
-    mine, exact = samples[built.name], samples[base.name]
-    return Tried(
-        built,
-        role,
-        {batch: median(times) for batch, times in mine.items()},
-        {batch: times_as_fast(exact[batch], times) for batch, times in mine.items()},
-    )
+def _uniform(
+    base: Baseline, found: Search, precisions: Sequence[Precision], exclude: Sequence[str]
+) -> list[Precision]:
+    """Build every precision for all backbones.
+
+    Returns:
+        Those that are worth trying by backbone.
+    """
+    workshop, promising = base.workshop, []
+    for precision in precisions:
+        try:
+            opened = workshop.build_open(
+                found.target, uniform_plan(workshop.graphs.manifest, precision, exclude)
+            )
+        except (EnvironmentUnusable, UsageError) as error:
+            found.reject(str(precision), str(error))
+            continue
+        with closing(opened):
+            found.engines.append(opened.built)
+            pace = base.beside(opened)
+        found.tried.append(Tried(opened.built, "uniform", pace))
+        times = max(pace.speedup.values())
+        if times < _PAYS:
+            workshop.progress(
+                f"warning: {precision} will not pay on {found.target} here: {times:.2f} of fp32's speed"
+            )
+        if times > _HOPELESS:
+            promising.append(precision)
+    return promising
 
 
 def _put_together(
-    workshop: Workshop, found: Search, base: Built, precisions: Sequence[Precision], exclude: Sequence[str]
+    base: Baseline, found: Search, precisions: Sequence[Precision], exclude: Sequence[str]
 ) -> None:
     """Try every backbone alone, then the plan that follows from it, weaker ones where that is over the budget."""
-    manifest = workshop.graphs.manifest
+    workshop, manifest = base.workshop, base.workshop.graphs.manifest
     reads = exact_taps(manifest)
     measured: list[Alone] = []
     for tap in plannable_taps(manifest):
         for precision in precisions:
-            alone = followed(base.plan.with_backbone(tap, precision), reads).without(exclude)
+            alone = followed(base.built.plan.with_backbone(tap, precision), reads).without(exclude)
             try:
-                tried = _tried(workshop, base, workshop.trial(found.target, alone), "one backbone")
+                with closing(workshop.trial_open(found.target, alone)) as opened:
+                    tried = Tried(opened.built, "one backbone", base.beside(opened))
             except UsageError:  # nothing in this backbone can be lowered so
                 continue
             except EnvironmentUnusable as error:
@@ -193,17 +197,22 @@ def _put_together(
     plan: Plan | None = compose(backbone_taps(manifest), measured, reads).without(exclude)
     while plan is not None and plan.precision is not Precision.FP32:
         known = next((b for b in found.engines if b.plan.backbones == plan.backbones), None)
-        try:
-            built = known or workshop.build(found.target, plan)
-        except (EnvironmentUnusable, UsageError) as error:
-            found.reject(str(plan.precision), str(error))
+        if known.parity.passed if known is not None else _composed(base, found, plan):
             return
-        if known is None:
-            found.tried.append(_tried(workshop, base, built, "composed"))
-        if built.parity.passed:
-            if known is None:
-                found.engines.append(built)
-            return
-        if known is None:
-            workshop.discard(built)
         plan = weaken(plan, measured, reads)
+
+
+def _composed(base: Baseline, found: Search, plan: Plan) -> bool:
+    """Build and time the plan that was put together; whether that is the last one to try."""
+    workshop = base.workshop
+    try:
+        opened = workshop.build_open(found.target, plan)
+    except (EnvironmentUnusable, UsageError) as error:
+        found.reject(str(plan.precision), str(error))
+        return True
+    with closing(opened):
+        found.engines.append(opened.built)  # so that it is discarded if the search fails
+        found.tried.append(Tried(opened.built, "composed", base.beside(opened)))
+    if not opened.built.parity.passed:
+        workshop.discard(found.engines.pop())
+    return opened.built.parity.passed

@@ -25,7 +25,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
     """Times of some calls, one of each after the other in every round.
 
     Args:
-        calls: By name; each is run once before.
+        calls: By name; each is run twice before.
         seconds: What all may take together, so far as ``FEWEST_ROUNDS`` allow.
 
     Returns:
@@ -38,7 +38,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], seconds: float) -> di
     rounds = max(FEWEST_ROUNDS, min(ROUNDS, int(seconds / once)))
     return {
         name: np.asarray(samples, np.float64)
-        for name, samples in clock.measure(calls, rounds, warm_up=1).items()
+        for name, samples in clock.measure(calls, rounds, warm_up=0).items()
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -88,6 +89,23 @@ class Built:
         )
 
 
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine that was judged and not closed yet.
+
+    Attributes:
+        built: The engine.
+        session: It can run batches of every size.
+    """
+
+    built: Built
+    session: Session
+
+    def close(self) -> None:
+        """Free the session; the engine's files stay."""
+        self.session.close()
+
+
 def _whose(target: Target) -> str:
     """A target as part of a file's name."""
     return f"{target.backend}-{target.device}"
@@ -123,6 +141,16 @@ class Workshop:
             EnvironmentUnusable: The backend refuses the graph.
             UsageError: The graph cannot be lowered so.
         """
+        with closing(self.build_open(target, plan)) as made:
+            return made.built
+
+    def build_open(self, target: Target, plan: Plan) -> OpenEngine:
+        """The same, and leave it open: whoever asks closes it.
+
+        Raises:
+            EnvironmentUnusable: As for ``build``.
+            UsageError: Likewise.
+        """
         whose = _whose(target)
         folder = f"engines/{whose}-{plan.precision}"
         self.progress(f"building {target} {plan}")
@@ -147,6 +175,21 @@ class Workshop:
             EnvironmentUnusable: As for ``build``.
             UsageError: Likewise.
         """
+        with closing(self.trial_open(target, plan, sizes)) as made:
+            return made.built
+
+    def trial_open(self, target: Target, plan: Plan, sizes: bool = False) -> OpenEngine:
+        """The same, and leave it open: whoever asks closes it.
+
+        Args:
+            target: As for ``trial``.
+            plan: Likewise.
+            sizes: Likewise.
+
+        Raises:
+            EnvironmentUnusable: As for ``build``.
+            UsageError: Likewise.
+        """
         self.end_trials()
         self.progress(f"trying {target} {plan}")
         return self._judged(target, plan, "", _TRIAL, self.graphs.graph(plan), sizes)
@@ -166,51 +209,48 @@ class Workshop:
 
     def _judged(
         self, target: Target, plan: Plan, name: str, folder: str, graph: bytes, sizes: bool = True
-    ) -> Built:
+    ) -> OpenEngine:
         manifest, place = self.graphs.manifest, self.graphs.folder / folder
         place.mkdir(parents=True)
         names = table.backend(target.backend).build(graph, place, target.device, manifest.max_batch)
         del graph
         files = [f"{folder}/{file}" for file in names]
-        achieved, parity = self._judge(target, plan, files, {}, sizes)
-        return Built(target, plan, name, folder, files, achieved, parity, record_of(parity, self.judged))
+        session = self._open(target, files, manifest.max_batch)
+        try:
+            achieved, parity = self._judge(target, plan, session, sizes)
+            gate = record_of(parity, self.judged)
+            return OpenEngine(Built(target, plan, name, folder, files, achieved, parity, gate), session)
+        except BaseException:
+            session.close()
+            raise
 
     def _judge(
-        self,
-        target: Target,
-        plan: Plan,
-        files: Sequence[str],
-        division: Mapping[int, str],
-        sizes: bool = True,
+        self, target: Target, plan: Plan, session: Session, sizes: bool = True
     ) -> tuple[float | None, Parity]:
         """What the engine achieves, and its verdict; of a trial, which nobody opens later, in one batch size."""
         manifest = self.graphs.manifest
-        session = self._open(target, files, manifest.max_batch, division)
-        try:
-            self.progress(f"gate: {target} {plan} against {self.reference.name}")
-            lowered = plan.precision is not Precision.FP32
-            comparison = comparison_of(
-                f"{target} {plan.precision}",
-                self.reference,
-                manifest,
-                plan.precision,
-                budget=self.budget if lowered else None,
-                plan=plan.backbones,
-            )
-            return session.achieved, judge(
-                comparison, self.judged, session.slots[0].run, manifest.max_batch, sizes
-            )
-        finally:
-            # An engine may hold its weights once per batch size: one at a time.
-            session.close()
+        self.progress(f"gate: {target} {plan} against {self.reference.name}")
+        lowered = plan.precision is not Precision.FP32
+        comparison = comparison_of(
+            f"{target} {plan.precision}",
+            self.reference,
+            manifest,
+            plan.precision,
+            budget=self.budget if lowered else None,
+            plan=plan.backbones,
+        )
+        parity = judge(comparison, self.judged, session.slots[0].run, manifest.max_batch, sizes)
+        return session.achieved, parity
 
-    def _open(self, target: Target, files: Sequence[str], first: int, division: Mapping[int, str]) -> Session:
+    def _open(
+        self, target: Target, files: Sequence[str], first: int, division: Mapping[int, str] | None = None
+    ) -> Session:
         manifest = self.graphs.manifest
         options = OpenOptions(
             max_batch=manifest.max_batch,
             threads=usable_cores(),
             first=first,
-            division=division,
+            division=division or {},
         )
         return table.backend(target.backend).open(
             [(self.graphs.folder / name).read_bytes() for name in files],
@@ -225,24 +265,14 @@ class Workshop:
         It is judged again as it will be opened, and left undivided where it fails so. What is not faster than
         ``threads`` by more than noise is not taken.
         """
-        chosen: dict[int, str] = {}
-        for batch in self.batches:
-            session = self._open(built.target, built.files, batch, {})
-            # One image is no share of several.
-            divisions = [word for word in session.divisions if batch > 1 or word != IMAGES]
-            session.close()
-            chosen[batch] = THREADS
-            if len(divisions) < 2:
-                continue
-            self.progress(f"dividing {built.name} among the cores, batch {batch}")
-            named: dict[str, Built] = {str(w): replace(built, division={batch: str(w)}) for w in divisions}
-            times = {word: median(t) for word, t in self._times(named, batch, _DIVIDING_SECONDS).items()}
-            fastest = min(times, key=lambda word: times[word])
-            if times[THREADS] > _FASTER * times[fastest]:
-                chosen[batch] = fastest
+        with closing(self._open(built.target, built.files, self.batches[0])) as whole:
+            chosen = {batch: self._division(built, batch, whole) for batch in self.batches}
         if set(chosen.values()) <= {THREADS}:
             return built
-        achieved, parity = self._judge(built.target, built.plan, built.files, chosen)
+        with closing(
+            self._open(built.target, built.files, self.graphs.manifest.max_batch, chosen)
+        ) as session:
+            achieved, parity = self._judge(built.target, built.plan, session)
         if built.parity.passed and not parity.passed:
             self.progress(
                 f"warning: {built.name} fails where its calls are divided: {'; '.join(parity.reasons)}"
@@ -251,21 +281,43 @@ class Workshop:
         gate = record_of(parity, self.judged)
         return replace(built, achieved=achieved, parity=parity, gate=gate, division=chosen)
 
-    def _times(self, engines: Mapping[str, Built], batch: int, seconds: float) -> dict[str, Samples]:
-        """Latency of some engines at one batch size, interleaved, on photographs; all are open at once."""
+    def _division(self, built: Built, batch: int, whole: Session) -> str:
+        """The fastest way to divide calls of one batch size, held against the engine as it is, which is open."""
+        # One image is no share of several.
+        words = [str(word) for word in whole.divisions if batch > 1 or word != IMAGES]
+        if len(words) < 2:
+            return THREADS
+        self.progress(f"dividing {built.name} among the cores, batch {batch}")
+        with ExitStack() as stack:
+            sessions = {
+                word: whole
+                if word == THREADS
+                else stack.enter_context(closing(self._open(built.target, built.files, batch, {batch: word})))
+                for word in words
+            }
+            samples = self.times(sessions, batch, _DIVIDING_SECONDS)
+        times = {word: median(found) for word, found in samples.items()}
+        fastest = min(times, key=lambda word: times[word])
+        return fastest if times[THREADS] > _FASTER * times[fastest] else THREADS
+
+    def times(self, sessions: Mapping[str, Session], batch: int, seconds: float) -> dict[str, Samples]:
+        """Latency of open engines at one batch size, interleaved, on photographs.
+
+        Args:
+            sessions: By name.
+            batch: Images of a call.
+            seconds: What it may take.
+
+        Returns:
+            Name to samples in ms, the same place in each being the same round.
+        """
         inputs = repeated(self.judged.batches[0][0].candidate, batch)
-        sessions: dict[str, Session] = {}
-        try:
-            for name, built in engines.items():
-                sessions[name] = self._open(built.target, built.files, batch, built.division)
-            calls = {name: partial(session.slots[0].run, inputs) for name, session in sessions.items()}
-            return interleaved(calls, seconds)
-        finally:
-            for session in sessions.values():
-                session.close()
+        for session in sessions.values():
+            session.prepare([batch])
+        return interleaved({name: partial(s.slots[0].run, inputs) for name, s in sessions.items()}, seconds)
 
     def measure(self, engines: Sequence[Built], seconds: float = _SECONDS) -> dict[str, dict[str, Samples]]:
-        """Latency of engines, interleaved, on photographs.
+        """Latency of engines that are opened anew, interleaved, on photographs.
 
         Args:
             engines: All opened at once, for one batch size at a time: each may hold the weights once more.
@@ -274,9 +326,13 @@ class Workshop:
         Returns:
             Name to batch size to samples in ms, the same place in each being the same round.
         """
-        named = {b.name: b for b in engines}
-        found: dict[str, dict[str, Samples]] = {name: {} for name in named}
+        found: dict[str, dict[str, Samples]] = {b.name: {} for b in engines}
         for batch in self.batches:
-            for name, samples in self._times(named, batch, seconds).items():
-                found[name][str(batch)] = samples
+            with ExitStack() as stack:
+                sessions = {
+                    b.name: stack.enter_context(closing(self._open(b.target, b.files, batch, b.division)))
+                    for b in engines
+                }
+                for name, samples in self.times(sessions, batch, seconds).items():
+                    found[name][str(batch)] = samples
         return found
