@@ -34,6 +34,7 @@ from PIL import (
 from vsa_rt.errors import ItemError
 from vsa_rt.runtime.jpeg import pixels_from_jpeg
 from vsa_rt.runtime.pixels import DECODING_ERRORS, Refused, check_size, orientation, pixels_from_pillow
+from vsa_rt.runtime.video_kind import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,17 +155,10 @@ _SPECIAL = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
 _STILL_BRANDS = {b"avif", b"avis", b"mif1", b"msf1", b"miaf"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_VIDEO_BOXES = {b"ftyp", b"moov", b"mdat", b"wide"}
-_VIDEO_HEADS = (
-    b"\x1a\x45\xdf\xa3",  # Matroska, WebM
-    b"\x00\x00\x01\xba",  # MPEG program stream
-    b"\x00\x00\x01\xb3",  # MPEG video
-    b"FLV\x01",
-    b"OggS",
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
-)
 
 
 def _check_kind(head: bytes) -> None:
@@ -176,14 +170,8 @@ def _check_kind(head: bytes) -> None:
     box, brand = head[4:8], head[8:12]
     if box == b"ftyp" and brand in _HEIF_BRANDS:
         raise Refused("a HEIF picture: not supported; convert it to JPEG or PNG")
-    transport_stream = head[:1] == head[188:189] == head[376:377] == b"\x47"
-    if (
-        transport_stream
-        or head.startswith(_VIDEO_HEADS)
-        or (box in _VIDEO_BOXES and brand not in _STILL_BRANDS)
-        or (head[:4] == b"RIFF" and brand == b"AVI ")
-    ):
-        raise Refused("a video: not supported yet; pass its frames")
+    if kind_of(head) == "video":
+        raise Refused("a video: vsa_rt.video gives its frames; pass those")
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:64].lower()
     if start.startswith((b"<!doctype html", b"<html")):
         raise Refused(f"an HTML page, expected an image ({_FORMATS})")

@@ -33,8 +33,8 @@ MAY_IMPORT = {
     "pipeline": {"root", "export", "engines", "runtime", "bench"},
     "cli": {"root", "export", "engines", "runtime", "bench", "pipeline"},
 }
-#: The one documented exception: ``vsa_rt.load`` is a lazy attribute.
-LAZY = {("vsa_rt", "vsa_rt.runtime.load")}
+#: The documented exceptions: ``vsa_rt.load`` and ``vsa_rt.video`` are lazy attributes.
+LAZY = {("vsa_rt", "vsa_rt.runtime.load"), ("vsa_rt", "vsa_rt.runtime.video")}
 BUILD_ONLY = {
     "google",
     "torch",

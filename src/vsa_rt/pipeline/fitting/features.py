@@ -41,7 +41,7 @@ CODE = (
     ),
     *(f"vsa_rt.export.{name}" for name in ("backbones", "makers", "networks", "timm_features", "trunk")),
     *(f"vsa_rt.runtime.{name}" for name in ("companions", "decode", "jpeg", "pixels", "preprocess")),
-    *(f"vsa_rt.runtime.{name}" for name in ("resample", "_resample", "two_tap")),
+    *(f"vsa_rt.runtime.{name}" for name in ("resample", "_resample", "two_tap", "video_kind")),
     "vsa_rt.pipeline.fitting.batches",
     __name__,
 )

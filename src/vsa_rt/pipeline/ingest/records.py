@@ -1,0 +1,75 @@
+"""What travels through ingestion: pieces to look at, and what each of them said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+#: What a piece is: one picture; a file of frames with an end; a feed without one, cut into windows of time.
+Kind = Literal["image", "video", "feed"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing to look at, which is done or not done as a whole.
+
+    Attributes:
+        key: Its name in the ledger and in the output, unique in a run and the same in the next one: the path as it was
+            given or found, ``shard.tar!name.jpg`` inside an archive, ``rtsp://…@2026-11-22T17:00:00Z`` for a window.
+        kind: What it is.
+        open: Opens it: a path, encoded bytes, or for a feed whatever the video reader takes. Called once, late; what it
+            raises becomes the piece's error.
+        nbytes: Its size where that is known without opening it; 0 where not.
+    """
+
+    key: str
+    kind: Kind
+    open: Callable[[], Any]
+    nbytes: int = 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What one frame said.
+
+    Attributes:
+        seconds: Its presentation time from the video's beginning; 0 for an image.
+        index: Its number among the frames that were looked at.
+        label: The winning label; ``None`` for multi-label tasks and on an error.
+        labels: Multi-label: those over the threshold.
+        scores: Label to score, all of them; empty on an error.
+        error: One sentence, or empty.
+    """
+
+    seconds: float
+    index: int
+    label: str | None
+    labels: tuple[str, ...] = ()
+    scores: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a piece said, frame by frame and as a whole; one piece has one outcome.
+
+    Attributes:
+        key: The piece's.
+        kind: The piece's.
+        moments: One for an image; of a video every frame that was looked at, in order of time.
+        content: SHA-256 of the bytes, hexadecimal; empty where they cannot be had (a feed).
+        reused: Key of the earlier piece whose result this is, because it is the same; empty where it was computed.
+        distance: Of a near duplicate: in how many bits its perceptual hash differs from that piece's; 0 for an exact one.
+        error: Why there is no result: one sentence; empty if there is one.
+        summary: Of a video: what ``vsa_rt.pipeline.ingest.summary`` makes of the moments; empty for an image.
+    """
+
+    key: str
+    kind: Kind
+    moments: tuple[Moment, ...] = ()
+    content: str = ""
+    reused: str = ""
+    distance: int = 0
+    error: str = ""
+    summary: dict[str, Any] = field(default_factory=dict)
