@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import queue
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from vsa_rt.contracts import Item, Resample, Sentiment, TensorSpec
-from vsa_rt.engines.backend import Slot, Tensors
+from vsa_rt.contracts import Resample, Sentiment, TensorSpec
+from vsa_rt.engines.backend import Tensors
 from vsa_rt.engines.select import Opened, input_specs
 from vsa_rt.errors import ItemError, UsageError
 from vsa_rt.manifest import Manifest
+from vsa_rt.runtime.batch import Batch, T, Take, as_items
+from vsa_rt.runtime.flow import Flow
 from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.runtime.sentiment import Labeller
+from vsa_rt.runtime.slots import CLOSED, Slots
+from vsa_rt.runtime.stream import read, read_async, stream_options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from vsa_rt.runtime.decode import ImageSource
-
-T = TypeVar("T")
-#: Turns a call's outputs and its number of rows into one value per row; ``None`` where it holds no numbers.
-Take = Callable[[Tensors, int], "Sequence[T | None]"]
-
+    from vsa_rt.runtime.batch import Source
+    from vsa_rt.runtime.watch import Watch
 
 _READY_ONLY = (
     "this bundle was built from a graph without a recipe and takes ready tensors only: call rt.infer, or build it "
     "with --recipe"
 )
 _NO_LABELS = "this bundle has no labels: call rt.features"
-_CLOSED = "the runtime is closed; open the bundle again with vsa_rt.load"
 
 
 class Features(dict[str, NDArray[np.float32]]):
@@ -54,69 +49,9 @@ class Features(dict[str, NDArray[np.float32]]):
         self.errors = errors
 
 
-def item_name(source: ImageSource | Item, index: int) -> str:
-    """What to call an item in messages: its path, or its number."""
-    source = source.image if isinstance(source, Item) else source
-    return str(source) if isinstance(source, str | os.PathLike) else f"item {index}"
-
-
-def as_items(images: object) -> Iterable[Any]:
-    """One image is a list of one: a path is not a sequence of letters, nor a picture one of rows."""
-    single = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | Item)
-    if single or (isinstance(images, np.ndarray) and images.ndim == 3):
-        return [images]
-    if not isinstance(images, Iterable):
-        raise UsageError(
-            f"expected images, got {type(images).__name__}; pass a list of paths, bytes or arrays"
-        )
-    return images
-
-
-class _Batch:
-    """Up to max-batch items on their way through one slot."""
-
-    def __init__(self, slot: Slot, items: list[tuple[int, Any]]) -> None:
-        self.slot, self.items = slot, items
-        self.errors: list[ItemError | None] = [None] * len(items)
-        self._left = len(items)
-        self._lock = threading.Lock()
-
-    def prepare(self, row: int, preprocessor: Preprocessor) -> None:
-        """Decode and resize one item straight into the slot's buffers."""
-        index, source = self.items[row]
-        rows = {name: buffer[row] for name, buffer in self.slot.buffers.items()}
-        try:
-            preprocessor.write(source, rows, item=item_name(source, index))
-        except ItemError as error:
-            self.errors[row] = error
-
-    def failed(self, row: int, error: BaseException) -> None:
-        """Make a fault of ours this item's error: the others still get their answers."""
-        index, source = self.items[row]
-        self.errors[row] = ItemError(item_name(source, index), f"internal error: {error!r}")
-
-    def arrived(self) -> bool:
-        """Count one item as prepared; true for the last one."""
-        with self._lock:
-            self._left -= 1
-            return self._left == 0
-
-    def run(self, take: Take[T]) -> list[T | ItemError]:
-        """Run the engine on the prepared rows, unless every item failed."""
-        count = len(self.items)
-        if all(self.errors):
-            return [e for e in self.errors if e is not None]
-        values = take(self.slot.run({n: b[:count] for n, b in self.slot.buffers.items()}), count)
-        return [
-            error
-            or value
-            or ItemError(item_name(source, index), "the engine gave scores that are not numbers")
-            for error, value, (index, source) in zip(self.errors, values, self.items, strict=True)
-        ]
-
-
 class Runtime:
-    """An opened bundle: ``rt(images)``, ``rt.map(images)``, ``rt.features(images)``, ``rt.infer(tensors)``.
+    """An opened bundle: ``rt(images)``, ``rt.map(images)``, ``rt.stream(items)``, ``rt.features(images)``,
+    ``rt.infer(tensors)``.
 
     Any number of threads may call it. Results never share memory with the engine.
 
@@ -156,11 +91,7 @@ class Runtime:
         whole = len(specs) + len(rows) == len(manifest.inputs)
         self.preprocessor = Preprocessor(specs, resample, rows) if whole else None
         self._inputs = input_specs(manifest)
-        # Last in, first out: the slot used last is warm in the caches, and its request is bound already.
-        self._free: queue.LifoQueue[Slot] = queue.LifoQueue()
-        for slot in reversed(self.session.slots):
-            self._free.put(slot)
-        self._streams = threading.Semaphore(streams)
+        self._slots = Slots(self.session.slots, streams)
         self._hosts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vsa-host")
         self._runners = ThreadPoolExecutor(streams, thread_name_prefix="vsa-engine")
 
@@ -175,21 +106,19 @@ class Runtime:
         if self._closed:
             return
         self._closed = True
+        self._slots.refuse()
         self._hosts.shutdown()
         self._runners.shutdown()
-        for _ in self.session.slots:  # whoever still runs a call gives its slot back first
-            self._free.get()
+        self._slots.wait_for_all()
         self.session.close()
 
-    def __call__(
-        self, images: Iterable[ImageSource | Item] | ImageSource | Item
-    ) -> list[Sentiment | ItemError]:
+    def __call__(self, images: Iterable[Source] | Source) -> list[Sentiment | ItemError]:
         """Sentiments of images, in order.
 
         Args:
-            images: Paths, encoded bytes, PIL images and uint8 arrays ``(H, W, 3)`` in RGB, mixed; or one of
-                them. Where the graph takes ready tensors too, an ``Item`` has them beside its image, and a
-                path in files beside it (``photo.jpg.objects.npy``).
+            images: Paths, encoded bytes, PIL images, uint8 arrays ``(H, W, 3)`` in RGB and frames (whatever has
+                such ``pixels``), mixed; or one of them. Where the graph takes ready tensors too, an ``Item`` has
+                them beside its image, and a path in files beside it (``photo.jpg.objects.npy``).
 
         Returns:
             One ``Sentiment`` or ``ItemError`` per image.
@@ -199,18 +128,89 @@ class Runtime:
         """
         return list(self.map(as_items(images)))
 
-    def map(self, images: Iterable[ImageSource | Item]) -> Iterator[Sentiment | ItemError]:
+    def map(self, images: Iterable[Source]) -> Iterator[Sentiment | ItemError]:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
+        return self._stream(as_items(images), self._sentiments())
+
+    @overload
+    def stream(
+        self,
+        items: AsyncIterable[Source],
+        *,
+        max_latency_ms: float = ...,
+        max_batch: int | None = ...,
+        pad: bool = ...,
+        watch: Watch | None = ...,
+    ) -> AsyncGenerator[Sentiment | ItemError, None]: ...
+
+    @overload
+    def stream(
+        self,
+        items: Iterable[Source],
+        *,
+        max_latency_ms: float = ...,
+        max_batch: int | None = ...,
+        pad: bool = ...,
+        watch: Watch | None = ...,
+    ) -> Generator[Sentiment | ItemError, None, None]: ...
+
+    def stream(
+        self,
+        items: Iterable[Source] | AsyncIterable[Source],
+        *,
+        max_latency_ms: float = 50.0,
+        max_batch: int | None = None,
+        pad: bool = False,
+        watch: Watch | None = None,
+    ) -> Generator[Sentiment | ItemError, None, None] | AsyncGenerator[Sentiment | ItemError, None]:
+        """Sentiments of items as they come, in order, in batches made under a deadline.
+
+        A thread of its own takes items from their source, ahead of the engine; of an asynchronous source, a task of
+        the running event loop. At most ``slots + 1`` batches of items are under way, results that nobody has read yet
+        among them, and no more than two for each core wait to be decoded: a consumer that stops reading stops the
+        source. Closing the generator, or leaving its loop, ends its threads, but for one inside a source that stays
+        silent: that ends with the source's next item. The source itself is not closed.
+
+        Args:
+            items: What a call takes, from any iterable or asynchronous iterable.
+            max_latency_ms: A batch goes when it is full, when nothing can join it any more, or when its oldest item
+                was taken so long ago; while the engine is busy, what comes in joins the next batch. Infinite: full
+                batches only.
+            max_batch: Items of one engine call; by default as the runtime was loaded.
+            pad: Give every engine call exactly ``max_batch`` rows, zeros behind the last item. Engines may compute
+                other last bits for another batch size: this way, a result does not depend on what came with it.
+            watch: Counts items, batches, depths and seconds.
+
+        Returns:
+            A generator, asynchronous if the items are, of one ``Sentiment`` or ``ItemError`` per item, as soon as it
+            and those before it are done. What the source or the engine raises comes in its place and ends it; a
+            runtime that is closed meanwhile ends it with ``UsageError``.
+
+        Raises:
+            UsageError: An option is out of its range, the bundle has features only, or the runtime is closed.
+        """
+        self._slots.require_open()
+        take, preprocessor = self._sentiments(), self._require_preprocessor()
+        options = stream_options(max_latency_ms, max_batch, self._batch, self.manifest.max_batch, pad)
+        flow = Flow(self._slots, self._hosts, preprocessor, take, options, watch)
+        if isinstance(items, AsyncIterable):
+            asynchronous = read_async(flow, items)
+            return asynchronous
+        results = read(flow, as_items(items))
+        return results
+
+    def _sentiments(self) -> Take[Sentiment]:
+        """What makes sentiments of a call's outputs."""
         if not self.labels:
             raise UsageError(_READY_ONLY if self.preprocessor is None else _NO_LABELS)
 
-        def label(outputs: Tensors, count: int) -> list[Sentiment | None]:
+        def take(outputs: Tensors, count: int) -> list[Sentiment | None]:
             views = outputs["views"][:count] if self.manifest.views.count > 1 else None
             return self.labeller(outputs["scores"][:count], views)
 
-        return self._stream(as_items(images), label)
+        return take
 
-    def features(self, images: Iterable[ImageSource | Item] | ImageSource | Item) -> Features:
+    def features(self, images: Iterable[Source] | Source) -> Features:
         """Every tap of images.
 
         Args:
@@ -246,17 +246,17 @@ class Runtime:
         Raises:
             UsageError: A tensor is absent, or has another dtype, shape or layout.
         """
-        self._require_open()
+        self._slots.require_open()
         count = self._check_tensors(tensors)
         # Backends share writable memory only.
         ready = {s.name: a if (a := tensors[s.name]).flags.writeable else a.copy() for s in self._inputs}
-        slot = self._take_slot()
+        slot = self._slots.take()
         try:
-            with self._streams:
+            with self._slots.call():
                 outputs = slot.run(ready)
             return {name: value[:count].copy() for name, value in outputs.items()}
         finally:
-            self._free.put(slot)
+            self._slots.give(slot)
 
     def prepare(self, *counts: int) -> None:
         """Compile for these batch sizes now. Otherwise each is compiled at its first call (about 0.3 s)."""
@@ -287,19 +287,8 @@ class Runtime:
                 )
         return count
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise UsageError(_CLOSED)
-
-    def _take_slot(self) -> Slot:
-        """Wait for a slot; a runtime that is closed meanwhile hands out none."""
-        while True:
-            self._require_open()
-            with contextlib.suppress(queue.Empty):
-                return self._free.get(timeout=0.1)
-
-    def _stream(self, images: Iterable[ImageSource | Item], take: Take[T]) -> Iterator[T | ItemError]:
-        self._require_open()
+    def _stream(self, images: Iterable[Source], take: Take[T]) -> Iterator[T | ItemError]:
+        self._slots.require_open()
         self._require_preprocessor()
         source = iter(enumerate(images))
         under_way: deque[Future[list[T | ItemError]]] = deque()
@@ -317,17 +306,17 @@ class Runtime:
 
     def _run_here(self, chunk: list[tuple[int, Any]], take: Take[T]) -> list[T | ItemError]:
         preprocessor = self._require_preprocessor()
-        batch = _Batch(self._take_slot(), chunk)
+        batch = Batch(self._slots.take(), chunk)
         try:
             for row in range(len(chunk)):
                 try:
                     batch.prepare(row, preprocessor)
                 except Exception as error:  # noqa: BLE001 - of whatever kind, but an interrupt is the caller's
                     batch.failed(row, error)
-            with self._streams:
+            with self._slots.call():
                 return batch.run(take)
         finally:
-            self._free.put(batch.slot)
+            self._slots.give(batch.slot)
 
     def _require_preprocessor(self) -> Preprocessor:
         if self.preprocessor is None:
@@ -336,18 +325,18 @@ class Runtime:
 
     def _send(self, chunk: list[tuple[int, Any]], take: Take[T]) -> Future[list[T | ItemError]]:
         """Hand a batch to the host threads; the one that prepares the last item hands it to the engine."""
-        batch = _Batch(self._take_slot(), chunk)
+        batch = Batch(self._slots.take(), chunk)
         done: Future[list[T | ItemError]] = Future()
 
         def run() -> None:
             try:
-                with self._streams:
+                with self._slots.call():
                     values = batch.run(take)
             except BaseException as error:  # noqa: BLE001 - handed to the caller through the future
-                self._free.put(batch.slot)
+                self._slots.give(batch.slot)
                 done.set_exception(error)
             else:
-                self._free.put(batch.slot)
+                self._slots.give(batch.slot)
                 done.set_result(values)
 
         def prepare(row: int) -> None:
@@ -363,8 +352,8 @@ class Runtime:
                 pool.submit(work, *arguments)
             except RuntimeError:  # the pool is shut down: the runtime was closed meanwhile
                 if not done.done():
-                    self._free.put(batch.slot)
-                    done.set_exception(UsageError(_CLOSED))
+                    self._slots.give(batch.slot)
+                    done.set_exception(UsageError(CLOSED))
 
         for row in range(len(chunk)):
             submit(self._hosts, prepare, row)
