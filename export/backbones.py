@@ -189,11 +189,13 @@ def load_backbone(
             network = _network(backbone, width)
             record, above = _load_file(backbone, network, folder, weights)
     network.module.eval().requires_grad_(False)
-    views = views_of(options_of(backbone)).count
-    if network.width % views or getattr(network.module, "view_count", views) != views:
-        raise RuntimeError(
-            f"{backbone.architecture}: {views} views by its options, another number by its network"
-        )
+    if ARCHITECTURES[family_of(backbone.architecture)].view_options:
+        # Views that the head scores; those of ResNet-152, which it folds itself, are its own affair.
+        views = views_of(options_of(backbone)).count
+        if network.width % views or getattr(network.module, "view_count", None) != views:
+            raise RuntimeError(
+                f"{backbone.architecture}: {views} views by its options, another number by its network"
+            )
     loaded = LoadedBackbone(backbone, network, record, above)
     samples.add(loaded)
     return loaded
