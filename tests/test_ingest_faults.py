@@ -3,74 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ingestion import IDENTITY, everything, failing, image, keys, moment, opened, video, work
 
 from vsa_rt.errors import EnvironmentUnusable, VsaError
 from vsa_rt.pipeline.ingest import durable
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Layout
-from vsa_rt.pipeline.ingest.parts import Parts
-from vsa_rt.pipeline.ingest.records import Moment, Outcome
-
-LAYOUT = Layout(("dark", "bright"), "softmax")
-IDENTITY = {"bundle": "b1", **LAYOUT.identity}
-
-
-@contextmanager
-def opened(out: Path, **options: Any) -> Iterator[Parts]:
-    with Ledger(out, IDENTITY) as ledger, Parts(ledger, LAYOUT, **options) as parts:
-        yield parts
-
-
-def moment(index: int = 0) -> Moment:
-    return Moment(index / 2, index, "bright", (), {"dark": 0.25, "bright": 0.75})
-
-
-def image(key: str, content: str = "") -> Outcome:
-    return Outcome(key, "image", (moment(),), content)
-
-
-def video(key: str, frames: int = 3) -> Outcome:
-    return Outcome(key, "video", tuple(moment(n) for n in range(frames)), summary={"label": "bright"})
-
-
-def failing(key: str) -> Outcome:
-    return Outcome(key, "image", error="cannot be decoded")
-
-
-def keys(out: Path) -> list[str]:
-    lines = [line for path in sorted(out.glob("items-*")) for line in path.read_bytes().splitlines()]
-    return [json.loads(line)["key"] for line in lines]
-
-
-def everything(out: Path) -> list[bytes]:
-    files = [*out.glob("items-*"), *out.glob("frames-*"), out / "failed.jsonl"]
-    return sorted(line for path in files for line in path.read_bytes().splitlines())
-
-
-def work(out: Path) -> None:
-    """A run that goes on where the last one ended."""
-    with opened(out, pieces=3) as parts:
-        for outcome in [
-            image("a", "c1"),
-            video("b"),
-            failing("c"),
-            image("d", "c2"),
-            Outcome("e", "image", content="c1", reused="a"),
-            video("f", 2),
-            failing("g"),
-        ]:
-            if parts.entry(outcome.key) is None:
-                parts.add(outcome)
 
 
 @pytest.fixture
