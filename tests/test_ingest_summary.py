@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import pytest
@@ -111,3 +111,34 @@ def test_segments_cover_the_video_without_gaps(
     if len(found) > 1:
         assert min(s.end - s.start for s in found) >= shortest - 1e-9
     assert all(0 <= s.confidence <= 1 + 1e-9 for s in found)
+
+
+def _absorbed(labels: list[str], lengths: list[float], shortest: float) -> list[tuple[str, float]]:
+    """Short runs to their longer neighbours, one after the other, as the definition says it."""
+    runs = [(label, length) for label, length in zip(labels, lengths, strict=True)]
+    runs = [(k, sum(n for _, n in g)) for k, g in groupby(runs, key=lambda r: r[0])]
+    while len(runs) > 1:
+        short = min(range(len(runs)), key=lambda i: runs[i][1])
+        if runs[short][1] >= shortest:
+            break
+        beside = [i for i in (short - 1, short + 1) if 0 <= i < len(runs)]
+        winner = max(beside, key=lambda i: runs[i][1])
+        runs[short] = (runs[winner][0], runs[short][1])
+        runs = [(k, sum(n for _, n in g)) for k, g in groupby(runs, key=lambda r: r[0])]
+    return runs
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.integers(1, 6))
+def test_short_segments_go_to_the_longer_neighbour_one_after_the_other(
+    names: list[str], shortest: int
+) -> None:
+    labels = ("a", "b", "c")
+    seconds = np.arange(len(names), dtype=np.float64) * 2
+    scores = np.array([[float(label == name) for label in labels] for name in names])
+    rule = Rule(labels, Task.SINGLE_LABEL, window=0.0, shortest=float(shortest))
+
+    found = segments(seconds, scores, rule, float(seconds[-1]) + 1)
+
+    # Half-way to the neighbours: the first frame has one second, the last one of its own besides.
+    lengths = [1.0] + [2.0] * (len(names) - 1)
+    assert [(s.label, s.end - s.start) for s in found] == _absorbed(names, lengths, shortest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -78,14 +80,74 @@ def smoothed(seconds: Scores, scores: Scores, window: float) -> Scores:
     return np.asarray((sums[last] - sums[first]) / (last - first)[:, None])
 
 
-def _runs(given: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
-    """Places ``[first, last)`` of neighbours that were given the same labels."""
+def _runs(given: Sequence[tuple[str, ...]]) -> list[tuple[int, int, tuple[str, ...]]]:
+    """Places ``[first, last)`` of neighbours that were given the same labels, and these."""
     runs, place = [], 0
-    for _, group in groupby(given):
+    for labels, group in groupby(given):
         length = len(list(group))
-        runs.append((place, place + length))
+        runs.append((place, place + length, labels))
         place += length
     return runs
+
+
+class _Runs:
+    """Stretches of a video, of which short ones go to their neighbours; in O(R log R) for R of them.
+
+    Args:
+        runs: Places ``[first, last)`` and labels, in order.
+        edges: Where each place begins in seconds, and where the last one ends.
+    """
+
+    def __init__(self, runs: Sequence[tuple[int, int, tuple[str, ...]]], edges: Scores) -> None:
+        self._edges = edges
+        self._first, self._last = [r[0] for r in runs], [r[1] for r in runs]
+        self._labels = [r[2] for r in runs]
+        self._before = list(range(-1, len(runs) - 1))
+        self._after = [*range(1, len(runs)), -1]
+        self._heap = [(self._length(run), self._first[run], run) for run in range(len(runs))]
+        heapq.heapify(self._heap)
+
+    def _length(self, run: int) -> float:
+        return float(self._edges[self._last[run]] - self._edges[self._first[run]])
+
+    def absorb(self, shortest: float) -> None:
+        """Give each run that is shorter than so many seconds, the shortest first, to the longer of its neighbours."""
+        while self._heap:
+            length, first, run = heapq.heappop(self._heap)
+            if self._labels[run] is _GONE or first != self._first[run] or length != self._length(run):
+                continue  # it was joined to another since
+            beside = [r for r in (self._before[run], self._after[run]) if r >= 0]
+            if length >= shortest or not beside:
+                return
+            self._labels[run] = self._labels[max(beside, key=self._length)]
+            for other in (self._before[run], self._after[run]):
+                if other >= 0 and self._labels[other] == self._labels[run]:
+                    self._join(run, other)
+            heapq.heappush(self._heap, (self._length(run), self._first[run], run))
+
+    def _join(self, run: int, other: int) -> None:
+        """Make one of two neighbours."""
+        if other == self._before[run]:
+            self._first[run], self._before[run] = self._first[other], self._before[other]
+            if self._before[run] >= 0:
+                self._after[self._before[run]] = run
+        else:
+            self._last[run], self._after[run] = self._last[other], self._after[other]
+            if self._after[run] >= 0:
+                self._before[self._after[run]] = run
+        self._labels[other] = _GONE
+
+    def kept(self) -> list[tuple[tuple[int, int], tuple[str, ...]]]:
+        """Places and labels of what is left, in order."""
+        alive = (run for run, labels in enumerate(self._labels) if labels is not _GONE)
+        return [
+            ((self._first[r], self._last[r]), self._labels[r])
+            for r in sorted(alive, key=self._first.__getitem__)
+        ]
+
+
+#: Labels of a run that was joined to another; no frame has these, and an empty tuple means none over the threshold.
+_GONE: tuple[str, ...] = ("\0",)
 
 
 def _edges(seconds: Scores, end: float) -> Scores:
@@ -111,20 +173,10 @@ def segments(seconds: Scores, scores: Scores, rule: Rule, end: float) -> list[Se
     calm = smoothed(seconds, scores, rule.window)
     given = [rule.given(row) for row in calm]
     edges = _edges(seconds, end)
-    runs = _runs(given)
-    while len(runs) > 1:
-        lengths = [edges[last] - edges[first] for first, last in runs]
-        short = int(np.argmin(lengths))
-        if lengths[short] >= rule.shortest:
-            break
-        beside = [i for i in (short - 1, short + 1) if 0 <= i < len(runs)]
-        winner = max(beside, key=lambda i: lengths[i])
-        for place in range(*runs[short]):
-            given[place] = given[runs[winner][0]]
-        runs = _runs(given)
+    runs = _Runs(_runs(given), edges)
+    runs.absorb(rule.shortest)
     found = []
-    for first, last in runs:
-        labels = given[first]
+    for (first, last), labels in runs.kept():
         columns = [list(rule.labels).index(name) for name in labels]
         part = calm[first:last]
         confidence = float((part[:, columns] if columns else part).max(axis=1).mean())
@@ -141,6 +193,73 @@ def segments(seconds: Scores, scores: Scores, rule: Rule, end: float) -> list[Se
     return found
 
 
+class Track:
+    """What the frames of one video said, eight bytes for each number, so that a long one fits into memory.
+
+    Args:
+        labels: In the order of the scores.
+    """
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = list(labels)
+        self._seconds, self._scores = array("d"), array("d")
+        self._winners: Counter[str | None] = Counter()
+        self.failed = 0
+        self.error = ""
+
+    def __len__(self) -> int:
+        return len(self._seconds)
+
+    def add(self, moment: Moment) -> None:
+        """Add the next frame; one with an error only counts as such."""
+        if moment.error:
+            self.failed += 1
+            self.error = self.error or moment.error
+            return
+        self._seconds.append(moment.seconds)
+        self._scores.extend(moment.scores[name] for name in self._labels)
+        self._winners[moment.label] += 1
+
+    @property
+    def seconds(self) -> Scores:
+        """Presentation times ``(N,)``."""
+        return np.array(self._seconds)
+
+    @property
+    def scores(self) -> Scores:
+        """Scores ``(N, C)``."""
+        return np.array(self._scores).reshape(len(self), len(self._labels))
+
+    def summary(self, rule: Rule, end: float = 0.0) -> dict[str, Any]:
+        """What the video says as a whole; see ``summarise``."""
+        if not len(self):
+            return {}
+        seconds, scores = self.seconds, self.scores
+        mean = scores.mean(0)
+        labels = rule.given(mean)
+        single = rule.task is not Task.MULTI_LABEL
+        majority = None
+        if single:
+            # Of equally frequent ones the first in the order of labels, whatever the order of frames.
+            name = max(rule.labels, key=lambda label: self._winners[label])
+            majority = {"label": name, "share": self._winners[name] / len(self)}
+        return {
+            "label": labels[0] if single else None,
+            "labels": [] if single else list(labels),
+            "scores": {name: float(score) for name, score in zip(rule.labels, mean, strict=True)},
+            "peak": {
+                name: {"score": float(scores[place, column]), "seconds": float(seconds[place])}
+                for column, (name, place) in enumerate(zip(rule.labels, scores.argmax(0), strict=True))
+            },
+            "majority": majority,
+            "segments": [
+                asdict(s) | {"labels": list(s.labels)} for s in segments(seconds, scores, rule, end)
+            ],
+            "frames": len(self),
+            "failed": self.failed,
+        }
+
+
 def summarise(moments: Sequence[Moment], rule: Rule, end: float = 0.0) -> dict[str, Any]:
     """What a video says as a whole.
 
@@ -154,31 +273,7 @@ def summarise(moments: Sequence[Moment], rule: Rule, end: float = 0.0) -> dict[s
         that is; ``majority``: the label that most frames have, and their share, ``None`` for multi-label tasks;
         ``segments``: the smoothed timeline; ``frames`` that counted and ``failed`` ones. Empty where none counted.
     """
-    good = [m for m in moments if not m.error]
-    if not good:
-        return {}
-    seconds = np.array([m.seconds for m in good])
-    scores = np.array([[m.scores[name] for name in rule.labels] for m in good])
-    mean = scores.mean(0)
-    labels = rule.given(mean)
-    single = rule.task is not Task.MULTI_LABEL
-    best = scores.argmax(0)
-    majority = None
-    if single:
-        # Of equally frequent ones the first in the order of labels, whatever the order of frames.
-        counts = Counter(m.label for m in good)
-        name = max(rule.labels, key=lambda label: counts[label])
-        majority = {"label": name, "share": counts[name] / len(good)}
-    return {
-        "label": labels[0] if single else None,
-        "labels": [] if single else list(labels),
-        "scores": {name: float(score) for name, score in zip(rule.labels, mean, strict=True)},
-        "peak": {
-            name: {"score": float(scores[place, column]), "seconds": float(seconds[place])}
-            for column, (name, place) in enumerate(zip(rule.labels, best, strict=True))
-        },
-        "majority": majority,
-        "segments": [asdict(s) | {"labels": list(s.labels)} for s in segments(seconds, scores, rule, end)],
-        "frames": len(good),
-        "failed": len(moments) - len(good),
-    }
+    track = Track(rule.labels)
+    for moment in moments:
+        track.add(moment)
+    return track.summary(rule, end)
