@@ -43,6 +43,7 @@ class Preprocessor:
         specs: As passed, copied.
         mode: As passed.
         rows: As passed, copied.
+        at_least: Height and width that suffice of an image, for ``decode``; ``None``: all of it.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class Preprocessor:
         self._names: dict[ResizeSpec, list[str]] = {}
         for name, spec in self.specs.items():
             self._names.setdefault(spec, []).append(name)
-        self._at_least: tuple[int, int] | None = None
+        self.at_least: tuple[int, int] | None = None
         # A decoder that averages pixels away changes what two neighbours hold much more than what an antialiased
         # kernel sums up: up to 190 levels were measured.
         averaged = not any(spec.kernel in TWO_TAP for spec in self._names)
         if mode is Resample.FAST and self.specs and averaged:
-            self._at_least = (
+            self.at_least = (
                 math.ceil(_FAST_MARGIN * max(spec.scale or spec.height for spec in self._names)),
                 math.ceil(_FAST_MARGIN * max(spec.scale or spec.width for spec in self._names)),
             )
@@ -94,7 +95,7 @@ class Preprocessor:
 
     def decode(self, picture: ImageSource, item: str) -> NDArray[np.uint8]:
         """Decode an image, at a fraction of its size where ``mode`` allows; see ``write``."""
-        return decode(picture, item=item, at_least=self._at_least)
+        return decode(picture, item=item, at_least=self.at_least)
 
     def resize(self, image: NDArray[np.uint8], outputs: Mapping[str, NDArray[Any]], item: str) -> None:
         """Write every image input from what ``decode`` gave; see ``write``."""

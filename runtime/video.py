@@ -16,7 +16,7 @@ raw streams), cannot be told.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from vsa_rt.errors import ItemError, UsageError, needs
 from vsa_rt.runtime.pixels import Refused
 from vsa_rt.runtime.sampling import Sample, middles
-from vsa_rt.runtime.video_frames import Decoded, Reader
+from vsa_rt.runtime.video_frames import Decoded, Heard, Reader
 from vsa_rt.runtime.video_kind import is_video
 from vsa_rt.runtime.video_pixels import Converter
 from vsa_rt.runtime.video_plan import SEEK_FROM, length_of, opened_at
@@ -66,6 +66,7 @@ def video(
     timeout: float = 30.0,
     format: str | None = None,
     threads: int = 0,
+    alive: Callable[[], object] | None = None,
 ) -> Iterator[Frame]:
     """Look at frames of a video. They are decoded while they are taken; the video is closed with the iterator.
 
@@ -80,6 +81,9 @@ def video(
             decoder that hangs it cannot end.
         format: The FFmpeg input format, where the content does not tell: ``v4l2`` for cameras, or a raw format.
         threads: Of the decoder; 0 is one for each core.
+        alive: Called for every packet that was read, of whatever stream, before it is decoded: also while no frame is
+            chosen, and while ``uniform`` looks for the end. Whoever watches over a decoder hears that it goes on. It
+            must not raise.
 
     Returns:
         The frames, in order of time.
@@ -101,6 +105,8 @@ def video(
     with needs("video"):
         import av  # noqa: F401 - a missing library is said now, not with the first frame
     opener = Source(source, timeout=timeout, format=format, threads=threads)
+    if alive is not None:
+        opener = Heard(source, alive, timeout=timeout, format=format, threads=threads)
     return _frames(opener, rule, Fraction(start), None if end is None else Fraction(end), timeout)
 
 

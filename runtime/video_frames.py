@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from vsa_rt.contracts import MAX_PIXELS
 from vsa_rt.runtime.pixels import Refused
 from vsa_rt.runtime.video_health import Health
-from vsa_rt.runtime.video_source import Opened, next_packet, sentence
+from vsa_rt.runtime.video_source import Opened, Source, next_packet, sentence
 from vsa_rt.runtime.video_times import Timeline, frame_step, time_base
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
     from av.video.frame import VideoFrame
+
+    from vsa_rt.runtime.video_source import VideoSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,42 @@ class Decoded:
     cut: bool = False
     before: VideoFrame | None = None
     after: VideoFrame | None = None
+
+
+class Heard(Source):
+    """A source whose packets are heard of, whoever reads them.
+
+    Args:
+        source: See `Source`.
+        alive: Called for every packet of every stream.
+        options: See `Source`.
+    """
+
+    def __init__(self, source: VideoSource, alive: Callable[[], object], **options: Any) -> None:
+        super().__init__(source, **options)
+        self._alive = alive
+
+    @contextmanager
+    def open(self) -> Iterator[Opened]:
+        """See `Source.open`."""
+        with super().open() as opened:
+            yield replace(opened, container=cast("InputContainer", _Container(opened.container, self._alive)))
+
+
+class _Container:
+    """An FFmpeg container that says of each packet that it was read."""
+
+    def __init__(self, container: InputContainer, alive: Callable[[], object]) -> None:
+        self._container = container
+        self._alive = alive
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def demux(self, *streams: Any) -> Iterator[Packet[Stream]]:
+        for packet in self._container.demux(*streams):
+            self._alive()
+            yield packet
 
 
 class Reader:

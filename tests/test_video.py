@@ -382,6 +382,26 @@ def test_threads_do_not_change_what_comes(hundred: Path) -> None:
     assert numbers(hundred, "all", threads=1) == numbers(hundred, "all", threads=3) == list(range(100))
 
 
+@pytest.mark.parametrize("sample", ["fps=1", "keyframes", "uniform=4", "scenes"])
+def test_each_packet_is_heard_of(hundred: Path, sample: str) -> None:
+    heard: list[None] = []
+    found = list(video(hundred, sample, alive=lambda: heard.append(None)))
+    # Also those of frames that are not looked at, and those that were read beforehand for the length.
+    assert len(heard) >= (200 if sample.startswith("uniform") else 100)
+    for frame, expected in zip(found, video(hundred, sample), strict=True):
+        assert (frame.seconds, frame.index) == (expected.seconds, expected.index)
+        np.testing.assert_array_equal(frame.pixels, expected.pixels)
+
+
+def test_packets_are_heard_of_while_no_frame_comes(hundred: Path) -> None:
+    heard: list[None] = []
+    frames = video(hundred, "every=90", alive=lambda: heard.append(None))
+    next(frames)
+    early = len(heard)
+    next(frames)
+    assert len(heard) >= early + 60
+
+
 # The call
 
 

@@ -6,14 +6,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vsa_rt.runtime.watch import Depths, Watch
 
-#: ``found``: pieces that sources gave. ``images``, ``videos``, ``feeds``: windows of feeds too; that have a result, and of
-#: them ``reused``. ``failed``: pieces without one. ``frames``: pictures that the engine answered, an image being one.
-#: ``bytes``: of pieces that were read. ``dropped``: frames of feeds for which there was no time.
+#: ``found``: pieces that sources gave, what an earlier run finished left out. ``images``, ``videos``, ``feeds``: pieces
+#: that have a result (of a feed every window is one), and of them ``reused``. ``failed``: pieces without one. ``frames``:
+#: pictures that the engine answered, an image being one. ``bytes``: of pieces that were read. ``dropped``: frames of
+#: feeds for which there was no time.
 Event = Literal["found", "images", "videos", "feeds", "reused", "failed", "frames", "bytes", "dropped"]
 
 
@@ -23,7 +24,7 @@ class Numbers:
 
     Attributes:
         seconds: Since the run began.
-        found: Pieces that sources gave.
+        found: Pieces that sources gave, what an earlier run finished left out.
         images: Of them, that have a result.
         videos: Likewise.
         feeds: Windows of feeds, likewise.
@@ -67,8 +68,13 @@ class Numbers:
         return self.images + self.videos + self.feeds + self.failed
 
     @property
+    def unfinished(self) -> int:
+        """Pieces that were found and have not come to an end."""
+        return max(0, self.found - self.finished)
+
+    @property
     def frames_per_second(self) -> float:
-        """Pictures a second, over the whole run."""
+        """Pictures a second."""
         return self.frames / self.seconds if self.seconds > 0 else 0.0
 
     def shares(self) -> dict[str, float]:
@@ -76,6 +82,24 @@ class Numbers:
         taken = {"decode": self.decode_seconds, "resize": self.resize_seconds, "engine": self.engine_seconds}
         whole = sum(taken.values())
         return {name: seconds / whole if whole else 0.0 for name, seconds in taken.items()}
+
+    def since(self, earlier: Numbers) -> Numbers:
+        """What came to be after an earlier moment of the same run.
+
+        Args:
+            earlier: The numbers at that moment.
+
+        Returns:
+            The differences of what only grows; depths, ``before`` and ``current`` as they are now.
+        """
+        return replace(self, **{name: getattr(self, name) - getattr(earlier, name) for name in _GROWING})
+
+
+#: What only grows in a run.
+_GROWING = (
+    "seconds", "found", "images", "videos", "feeds", "reused", "failed", "frames", "nbytes", "dropped",
+    "decode_seconds", "resize_seconds", "engine_seconds",
+)  # fmt: skip
 
 
 class Tally:
@@ -91,7 +115,8 @@ class Tally:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._began, self._ended = clock, clock(), 0.0
+        self._clock, self._began = clock, clock()
+        self._ended: float | None = None
         self._mutex = threading.Lock()
         self._events: Counter[Event] = Counter()
         self._decode = 0.0
@@ -113,8 +138,9 @@ class Tally:
             self._decode += seconds
 
     def end(self) -> None:
-        """Stop the clock."""
-        self._ended = self._ended or self._clock()
+        """Stop the clock; a second time does nothing."""
+        if self._ended is None:
+            self._ended = self._clock()
 
     def numbers(self) -> Numbers:
         """The numbers now."""
@@ -122,7 +148,7 @@ class Tally:
             events, decode = Counter(self._events), self._decode
         stream = self.watch.counts()
         return Numbers(
-            seconds=(self._ended or self._clock()) - self._began,
+            seconds=(self._clock() if self._ended is None else self._ended) - self._began,
             found=events["found"],
             images=events["images"],
             videos=events["videos"],

@@ -1,0 +1,195 @@
+"""Works to steps: each picture as soon as it is decoded, files in their order, feeds between them as they come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from vsa_rt.errors import ItemError
+from vsa_rt.pipeline.ingest.channel import Channel
+from vsa_rt.pipeline.ingest.decoders import Decoder, Picture, VideoJob
+from vsa_rt.pipeline.ingest.duplicates import Duplicates
+from vsa_rt.pipeline.ingest.feeds import Closed, Feed, Opened, Seen
+from vsa_rt.pipeline.ingest.intake import picture_of
+from vsa_rt.pipeline.ingest.scoring import Sent
+from vsa_rt.pipeline.ingest.tally import Tally
+from vsa_rt.pipeline.ingest.thumbnails import Thumbnails
+from vsa_rt.pipeline.ingest.work import End, Look, Work
+from vsa_rt.runtime.sampling import Sample
+
+#: Decoded pictures that may wait for the engine's own queue.
+_WAITING = 2
+#: Seconds that a frame of a feed waits for room before it is dropped: the next one is there by then.
+_PATIENCE = 1.0
+
+
+class Sending:
+    """Sends the pictures of works through a channel, in threads of its own.
+
+    Args:
+        works: In the order of the sources.
+        near: Pictures that look the same; ``None`` where only the same bytes count.
+        longest: Seconds; a video that goes on for longer fails.
+        thumbnails: Makes what keeps small pictures of a video; ``None`` where they are not wanted.
+        tally: Counts.
+
+    Attributes:
+        channel: Steps with their pictures; finished when works and feeds are over.
+    """
+
+    def __init__(
+        self,
+        works: Channel[Work],
+        near: Duplicates | None,
+        longest: float,
+        thumbnails: Callable[[], Thumbnails] | None,
+        tally: Tally,
+    ) -> None:
+        self._works, self._near, self._longest = works, near, longest
+        self._thumbnails, self._tally = thumbnails, tally
+        self.channel: Channel[Sent] = Channel(_WAITING)
+        self._mutex = threading.Lock()
+        self._left = 1  # the thread of the works, and each feed's
+        self._stop = threading.Event()
+        self._live: list[Decoder] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Start sending."""
+        self._run(self._send_works, "vsa-ingest-send")
+
+    def follow(
+        self, work: Work, sample: Sample, window: float, limit: float, known: Callable[[str], bool]
+    ) -> None:
+        """Send the windows of a feed, too, until it is over.
+
+        Args:
+            work: The feed: its key, and what it is opened by.
+            sample: Which frames.
+            window: Seconds of one piece.
+            limit: Seconds without progress after which its decoder is ended.
+            known: Says of a window's key that it was used before.
+        """
+        decoder = Decoder(limit)
+        with self._mutex:
+            self._left += 1
+            self._live.append(decoder)
+        feed = Feed(
+            work.key,
+            lambda: decoder.pictures(VideoJob(work.source, sample), work.key),
+            window=window,
+            stop=self._stop,
+            known=known,
+        )
+        self._run(lambda: self._send_feed(feed, decoder), "vsa-ingest-feed")
+
+    def stop(self) -> None:
+        """Send no more pictures: the work under way has no end, but windows of feeds do."""
+        self._stop.set()
+        with self._mutex:
+            live = list(self._live)
+        for decoder in live:
+            decoder.interrupt()
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self.stop()
+        self.channel.close()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, send: Callable[[], None], name: str) -> None:
+        def run() -> None:
+            error: BaseException | None = None
+            try:
+                send()
+            except BaseException as problem:  # noqa: BLE001 - handed on to the reader
+                error = problem
+            with self._mutex:
+                self._left -= 1
+                last = not self._left
+            if last or error is not None:
+                self.channel.finish(error)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # Files
+
+    def _send_works(self) -> None:
+        for work in self._works:
+            end = self._send(work)
+            if end is None or not self.channel.put((end, None)):
+                return
+
+    def _send(self, work: Work) -> End | None:
+        """Send a work's pictures, and say how it ended; ``None`` if the run was stopped before."""
+        if work.pictures is None:
+            return End(work)
+        if work.kind == "video" and self._thumbnails is not None:
+            work.thumbnails = self._thumbnails()
+        pictures, work.pictures = work.pictures, None
+        try:
+            for picture in pictures:
+                self._tally.decoded(picture.decode_seconds)
+                if work.kind == "video" and picture.seconds >= self._longest:
+                    return End(
+                        work,
+                        f"goes on for longer than {self._longest:g} s; if that is right, allow more with --longest",
+                    )
+                if self._is_near(work, picture):
+                    continue
+                if self._stop.is_set() or not self._look(work, picture, picture.seconds, picture.index):
+                    return None
+        except ItemError as error:
+            # A decoder that is stopped says so, which is no fault of the piece.
+            return None if self._stop.is_set() else End(work, error.reason)
+        finally:
+            pictures.close()
+        return End(work)
+
+    def _is_near(self, work: Work, picture: Picture) -> bool:
+        """Whether an earlier picture looks the same; if not, later ones are compared with this one."""
+        if self._near is None or not picture.perceptual:
+            return False
+        work.perceptual = picture.perceptual
+        found = self._near.of(work.kind, perceptual=picture.perceptual)
+        if found is not None:
+            work.reused, work.distance = found.key, found.distance
+            return True
+        self._near.add(work.key, work.kind, perceptual=picture.perceptual)
+        return False
+
+    def _look(
+        self, work: Work, picture: Picture, seconds: float, index: int, patience: float | None = None
+    ) -> bool:
+        if work.thumbnails is not None:
+            work.thumbnails.add(picture.pixels, seconds)
+        return self.channel.put((Look(work, seconds, index), picture_of(work, picture.pixels)), patience)
+
+    # Feeds
+
+    def _send_feed(self, feed: Feed[Picture], decoder: Decoder) -> None:
+        work = Work("", "feed")
+        sent = 0
+        try:
+            for event in feed.events():
+                if isinstance(event, Opened):
+                    work, sent = Work(event.key, "feed"), 0
+                    self._tally.add("found")
+                    if self._thumbnails is not None:
+                        work.thumbnails = self._thumbnails()
+                elif isinstance(event, Seen):
+                    self._tally.decoded(event.picture.decode_seconds)
+                    if self._look(work, event.picture, event.seconds, sent, _PATIENCE):
+                        sent += 1
+                    else:
+                        work.dropped += 1
+                        self._tally.add("dropped")
+                elif isinstance(event, Closed) and not self.channel.put(
+                    (End(work, event.error, event.end), None)
+                ):
+                    return
+        finally:
+            decoder.close()
