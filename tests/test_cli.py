@@ -26,6 +26,7 @@ COMMANDS = [
     "export",
     "build",
     "lower",
+    "ingest",
     "inspect",
     "run",
     "check",

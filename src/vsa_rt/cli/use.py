@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,10 @@ from vsa_rt.cli.app import FAILED, app, reader_may_leave, shown_progress
 from vsa_rt.cli.options import AsJson, Format, OnePrecision, OneTarget, ResampleOption, Weights, weights_of
 from vsa_rt.contracts import Target
 from vsa_rt.errors import UsageError
+
+if TYPE_CHECKING:
+    from vsa_rt.pipeline.looks import Subject
+    from vsa_rt.runtime.sampling import Sample
 
 
 @app.command()
@@ -27,10 +32,42 @@ def inspect(
     render.manifest(opened.manifest, bundle, as_json)
 
 
+def _sample_of(sample: str | None, fps: str | None) -> Sample:
+    """Which frames of videos are looked at."""
+    from vsa_rt.runtime.sampling import Sample
+
+    if sample is not None and fps is not None:
+        raise UsageError(f"--fps {fps}: short for --sample fps={fps}; give one of the two")
+    if sample is not None:
+        return Sample.parse(sample)
+    return Sample("fps") if fps is None else Sample.parse(f"fps={fps}")
+
+
+def _check_subjects(subjects: Sequence[Subject], maps: Path | None) -> None:
+    """Refuse what would never come, or could not be written."""
+    for subject in subjects[:-1]:
+        if subject.endless:
+            raise UsageError(
+                f"{subject.name}: has no end, so that what is named after it would never be looked at: "
+                "name it last, or give each its own run"
+            )
+    video = next((subject for subject in subjects if subject.kind != "image"), None)
+    if maps is not None and video is not None:
+        raise UsageError(
+            f"--map {maps}: maps are of images, and {video.name} is a video: leave it out, of folders with --glob"
+        )
+
+
 @app.command()
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
-    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Images and folders.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...",
+            help="Images, videos and folders of them, addresses (rtsp://...), cameras (/dev/video0).",
+        ),
+    ],
     output: Annotated[
         Format | None, typer.Option("--format", help="Default: a table on a terminal, else JSON lines.")
     ] = None,
@@ -43,6 +80,16 @@ def run(
     resample: ResampleOption = None,
     glob: Annotated[
         str | None, typer.Option(help="Take only files of a folder with such names: '*.jpg'.")
+    ] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help="Which frames of videos: fps=1 (the default), every=30, keyframes, uniform=9, scenes or all.",
+        ),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(metavar="R", help="Frames a second of videos; short for --sample fps=R.")
     ] = None,
     top: Annotated[int, typer.Option(min=0, help="Print the TOP best scores; 0 prints all.")] = 10,
     maps: Annotated[
@@ -58,11 +105,14 @@ def run(
         typer.Option(help="Whose map; default: the second of two labels, else the image's own."),
     ] = None,
 ) -> None:
-    """Say the sentiment of images. A bad item gets its error; the others are unharmed."""
+    """Say the sentiment of images and videos. A bad item gets its error; the others are unharmed."""
     from vsa_rt import render
     from vsa_rt.doctor import usable_cores
+    from vsa_rt.pipeline.looks import subject_of
     from vsa_rt.runtime.load import load
     from vsa_rt.runtime.sources import items_from_paths
+
+    rule = _sample_of(sample, fps)
 
     if map_label is not None and maps is None:
         raise UsageError("--map-label: says whose map is written; name a folder with --map DIR")
@@ -71,10 +121,12 @@ def run(
             raise UsageError(
                 f"--map {maps}: lies in {folder}, whose images are read: name a folder elsewhere"
             )
-    items = list(items_from_paths(paths, glob))
+    subjects = [subject_of(path) for path in items_from_paths(paths, glob)]
+    _check_subjects(subjects, maps)
     cores = threads or usable_cores()
-    # Many images: one engine stream per core gives the most images per second. Few: the shortest call.
-    streams = cores if len(items) > 4 * cores else 1
+    # Many images: one engine stream per core gives the most images per second. Few, or a feed: the shortest call.
+    many = len(subjects) > 4 * cores or any(subject.kind == "video" for subject in subjects)
+    streams = cores if many else 1
     with (
         reader_may_leave(),
         load(
@@ -88,7 +140,7 @@ def run(
         ) as runtime,
     ):
         writer = render.MapWriter(maps, runtime.manifest, map_label) if maps is not None else None
-        failed = render.results(items, runtime, output.value if output else None, top, writer)
+        failed = render.results(subjects, runtime, output.value if output else None, top, writer, rule)
     if failed:
         raise typer.Exit(FAILED)
 
