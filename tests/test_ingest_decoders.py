@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -451,7 +451,10 @@ def asked(path: Path) -> int:
     [("", 3), ("d.BUDGET = 200\n", 2), ("d.BUDGET = 10\n", 1)],
     ids=["number", "bytes", "larger than all"],
 )
-def test_a_decoder_waits_for_its_reader(tmp_path: Path, before: str, ahead: int) -> None:
+def test_a_decoder_waits_for_its_reader(
+    tmp_path: Path, before: str, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "GRACE", 0.5)
     count = tmp_path / "count"
     decoders = Decoders(1, 1.0, ahead=3, command=counted(before=before))  # pictures of 72 bytes
     try:
@@ -459,7 +462,7 @@ def test_a_decoder_waits_for_its_reader(tmp_path: Path, before: str, ahead: int)
         assert until(lambda: asked(count) == ahead)
         assert not until(
             lambda: asked(count) > ahead, 2.5
-        )  # longer than the time limit, which waiting does not use up
+        )  # longer than the time limits of both, which waiting does not use up
         assert [next(pictures).index for _ in range(2)] == [0, 1]
         assert until(lambda: asked(count) == ahead + 2)
         assert not until(lambda: asked(count) > ahead + 2, 0.3)
@@ -622,21 +625,25 @@ def test_closing_ends_everything_at_once(good: Path) -> None:
     decoders.close()
 
 
-def test_a_decoder_is_interrupted_from_another_thread(good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [Decoder.interrupt, Decoder.close])
+def test_a_decoder_is_ended_from_another_thread(
+    good: Path, tmp_path: Path, end: Callable[[Decoder], None]
+) -> None:
     decoder = Decoder(command=faulty("open(source + '.begun', 'w').close(); import time; time.sleep(600)"))
-    begun = tmp_path / "bad.begun"
 
-    def interrupt() -> None:
-        until(begun.exists)
-        decoder.interrupt()
+    def end_it() -> None:
+        until((tmp_path / "bad.begun").exists)
+        end(decoder)
 
     try:
         decoder.interrupt()  # nothing is under way
-        threading.Thread(target=interrupt).start()
+        threading.Thread(target=end_it).start()
         assert reason(decoder, ImageJob(str(tmp_path / "bad"))) == "its decoding was stopped"
-        assert is_good(decoder, good)
+        if end is Decoder.interrupt:
+            assert is_good(decoder, good)
     finally:
         decoder.close()
+    assert decoder.pid is None
     with pytest.raises(UsageError, match="closed"):
         list(decoder.pictures(ImageJob(str(good)), "it"))
 
@@ -693,28 +700,39 @@ def test_nothing_is_left_behind(good: Path, tmp_path: Path) -> None:
 # The parent
 
 SCRIPT = """
-from vsa_rt.pipeline.ingest.decoders import Decoder, VideoJob
+import time
+from vsa_rt.pipeline.ingest.decoders import Decoder, ImageJob, VideoJob
 decoder = Decoder({limit}, ahead=10**9, command={command!r})
-for picture in decoder.pictures(VideoJob({path!r}), "it"):
-    if picture.index == 0:
-        print(decoder.pid, flush=True)
+(picture,) = decoder.pictures(ImageJob({good!r}), "it")
+print(decoder.pid, flush=True)
+for picture in decoder.pictures({job}, "it") if {job} else ():
+    pass
+time.sleep(600)
 """
+_FOR_EVER = "import re; re.match('(a+)+$', 'a' * 60 + 'b')"
 
 
 @pytest.mark.parametrize(
-    ("limit", "command"),
+    ("limit", "command", "job"),
     [
-        (60.0, counted()),
+        (60.0, counted(), "VideoJob({begun!r})"),
+        (60.0, faulty("open(source, 'w').write('.'); import time; time.sleep(600)"), "ImageJob({begun!r})"),
+        (60.0, counted(), "None"),
         # It neither sees that its parent is gone, nor does anything else: the kernel's timer ends it.
-        (3.0, counted(then="import re; re.match('(a+)+$', 'a' * 60 + 'b')")),
+        (3.0, counted(then=_FOR_EVER), "VideoJob({begun!r})"),
     ],
-    ids=["decoding", "hanging"],
+    ids=["decoding", "without progress", "idle", "hanging"],
 )
-def test_a_decoder_ends_when_its_parent_was_killed(tmp_path: Path, limit: float, command: list[str]) -> None:
-    code = SCRIPT.format(limit=limit, command=command, path=str(tmp_path / "count"))
+def test_a_decoder_ends_when_its_parent_was_killed(
+    tmp_path: Path, good: Path, limit: float, command: list[str], job: str
+) -> None:
+    begun = tmp_path / "bad"
+    job = job.format(begun=str(begun))
+    code = SCRIPT.format(limit=limit, command=command, good=str(good), job=job)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
+        assert job == "None" or until(lambda: asked(begun))
         parent.kill()
     assert until(lambda: gone(pid))
 

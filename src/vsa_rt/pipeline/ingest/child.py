@@ -64,10 +64,6 @@ class Child:
         """Of the process."""
         return self._process.pid
 
-    def idle(self) -> bool:
-        """Whether the process lives and waits for a job."""
-        return self._process.poll() is None and self.wire.quiet()
-
     def wait_until_ready(self) -> None:
         """Wait until it can take a job.
 

@@ -203,8 +203,7 @@ class Task:
         return self._processor - before
 
     def _wait_for_room(self, size: int) -> None:
-        """Wait until another picture of a size may be decoded."""
-        self._rest()
+        """Wait until another picture of a size may be decoded; no time limit has run since the one before was given."""
         while self._waiting and (len(self._waiting) >= self._ahead or sum(self._waiting) + size > BUDGET):
             taken = self._inbox.taken(self._number, self._taken, BEAT)
             if taken == self._taken:

@@ -206,11 +206,9 @@ class Decoders:
             self._unread.discard(pictures)
 
     def _cancel(self, pictures: Pictures) -> None:
-        """End a job: take it out of the queue, or interrupt its decoder."""
+        """End a job; one that has not begun is passed over when its turn comes."""
         with self._changed:
             self._unread.discard(pictures)
-            if pictures in self._queue:
-                self._queue.remove(pictures)
         pictures._stop()
 
     def _thread(self, decoder: Decoder) -> threading.Thread:

@@ -130,9 +130,11 @@ class Sending:
         if work.kind == "video" and self._thumbnails is not None:
             work.thumbnails = self._thumbnails()
         pictures, work.pictures = work.pictures, None
+        counted = 0.0
         try:
             for picture in pictures:
                 self._tally.decoded(picture.decode_seconds)
+                counted += picture.decode_seconds
                 if work.kind == "video" and picture.seconds >= self._longest:
                     return End(
                         work,
@@ -147,6 +149,7 @@ class Sending:
             return None if self._stop.is_set() else End(work, error.reason)
         finally:
             pictures.close()
+            self._tally.decoded(pictures.decode_seconds - counted)  # after the last picture, or before a failure
         return End(work)
 
     def _is_near(self, work: Work, picture: Picture) -> bool:

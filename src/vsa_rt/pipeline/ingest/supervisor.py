@@ -191,8 +191,6 @@ class Decoder:
             self._run = run
             self._number += 1
             run.number = self._number
-            if self._child is not None and not self._child.idle():
-                self._drop(self._child)
             if self._child is None:
                 self._child = Child(self._command)
             child = self._child

@@ -105,10 +105,6 @@ class Wire:
             raise
         return message, descriptors[0] if descriptors else None
 
-    def quiet(self) -> bool:
-        """Whether nothing came, not even the end."""
-        return not self._poll.poll(0)
-
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
