@@ -64,6 +64,7 @@ class Assembly:
         self._parts, self._rule, self._tally = parts, rule, tally
         self._keep_damaged, self._entered, self._watched = keep_damaged, entered, watched
         self._waiting: list[tuple[Kind, str]] = []
+        self._held: dict[Work, list[End]] = {}
 
     def look(self, look: Look, answer: Answer) -> None:
         """The engine answered for a picture."""
@@ -83,12 +84,20 @@ class Assembly:
     def end(self, end: End) -> None:
         """A work has no more pictures: its outcome goes into the parts."""
         work = end.work
+        if (
+            work.original is not None and not work.original.ended
+        ):  # a repost, read faster than what it repeats
+            self._held.setdefault(work.original, []).append(end)
+            return
         outcome = self._outcome(end)
         if self._parts.add(outcome, work.perceptual):
             self._count(outcome)
             if work.content:
                 self._waiting.append((work.kind, work.content))
         self._written()
+        work.leave()
+        for held in self._held.pop(work, []):
+            self.end(held)
 
     def idle(self) -> None:
         """Nothing came for a while: a part may be due all the same."""
@@ -118,10 +127,10 @@ class Assembly:
             return self._repeated(work)
         if work.kind == "image":
             return Outcome(work.key, work.kind, tuple(work.moments), work.content, error=end.error)
-        return self._whole(end, work.track or Track(self._rule.labels))
+        return self._whole(end, Track(self._rule.labels) if work.track is None else work.track)
 
     def _repeated(self, work: Work) -> Outcome:
-        """What the earlier piece said, which has come to its end by now, because works keep their order."""
+        """What the earlier piece said, which has come to its end by now."""
         entry = self._parts.entry(work.reused)
         if entry is not None and entry.state == "failed":
             return Outcome(work.key, work.kind, content=work.content, error=entry.reason)

@@ -2,7 +2,7 @@
 
 The way of a piece, a thread for each arrow::
 
-    sources ─> intake (open, hash, tell reposts) ─> decoders (processes) ─> sending (in order) ─> scoring (rt.stream)
+    sources ─> intake (open, hash, tell reposts) ─> decoders (processes) ─> sending ─> scoring (rt.stream)
             ─> assembly (frames to an outcome) ─> parts and ledger
 
 Between them are bounded channels, so that the slowest sets the pace. The ledger is written part by part; what was under
@@ -47,9 +47,9 @@ from vsa_rt.runtime.sampling import Sample
 if TYPE_CHECKING:
     from vsa_rt.runtime.fused import Runtime
 
-#: Milliseconds that a picture waits for others to share its engine call with. Files come as fast as they are decoded,
-#: so this bounds what waits, not how long; feeds and growing folders have nobody to wait for.
-_PATIENT_MS, _LIVE_MS = 10_000.0, 1_000.0
+#: How long a picture waits for others to share its engine call with. Calls are padded, so a shorter wait costs a slow
+#: source engine time; a longer one delays the windows of feeds.
+_LATENCY_MS = 2_000.0
 #: Failures that a report names; the list in the output's folder has all.
 _SHOWN = 5
 
@@ -185,7 +185,6 @@ def _check_place(sources: Iterable[str], out: Path) -> None:
 class _Run:
     def __init__(self, options: IngestOptions, tally: Tally, stop: threading.Event) -> None:
         self._options, self._tally, self._stop = options, tally, stop
-        self._feeds = 0
 
     def __call__(
         self, bundle: Bundle, sources: Sequence[str], out: Path, stdin: BinaryIO | None
@@ -274,7 +273,7 @@ class _Run:
             sending.channel,
             lambda pictures: runtime.stream(
                 pictures,
-                max_latency_ms=_LIVE_MS if self._is_live(sources) else _PATIENT_MS,
+                max_latency_ms=_LATENCY_MS,
                 max_batch=batch,
                 # A picture's scores do not depend on what came with it, in this run or when it is resumed.
                 pad=True,
@@ -319,14 +318,6 @@ class _Run:
             decoders.close()
             sending.close()
             scoring.close()
-
-    def _is_live(self, sources: Sequence[str]) -> bool:
-        from vsa_rt.pipeline.ingest.kinds import is_camera
-        from vsa_rt.pipeline.ingest.sources import STDIN
-        from vsa_rt.runtime.video_kind import address
-
-        live = any(word == STDIN or address(word) or is_camera(word) for word in sources)
-        return live or self._options.watch is not None
 
 
 def _known(ledger: Ledger, retry_failed: bool) -> Callable[[str], bool]:

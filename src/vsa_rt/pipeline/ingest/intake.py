@@ -1,7 +1,7 @@
 """Pieces to works whose pictures are being decoded: opened and hashed ahead, in order, reposts told apart.
 
-Three things go on at once: sources give pieces, threads open and hash them, decoders work on those that are new. Each
-hands on in the order of the sources, so that of two pieces that are the same always the first is computed.
+Three things go on at once: sources give pieces, threads open and hash them, decoders work on those that are new. Which
+are new is decided in the order of the sources, so that of two pieces that are the same always the first is computed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vsa_rt.doctor import usable_cores
 from vsa_rt.errors import ItemError
 from vsa_rt.pipeline.ingest.channel import Channel
 from vsa_rt.pipeline.ingest.decoders import Decoders, ImageJob, VideoJob
-from vsa_rt.pipeline.ingest.duplicates import Duplicates, content_hash
+from vsa_rt.pipeline.ingest.duplicates import content_hash
 from vsa_rt.pipeline.ingest.ledger import Ledger
 from vsa_rt.pipeline.ingest.members import open_regular, why
 from vsa_rt.pipeline.ingest.records import Kind, Piece
@@ -89,7 +89,7 @@ class Intake:
         self._ledger, self._decoders, self._how, self._tally = ledger, decoders, how, tally
         self._on_feed = on_feed
         cores = usable_cores()
-        self._same = Duplicates()
+        self._same: dict[tuple[Kind, str], Work] = {}
         self._opened: Channel[Future[Work]] = Channel(2 * cores)
         #: Works in the order of the sources; a picture may wait in each.
         self.works: Channel[Work] = Channel(cores + 1)
@@ -111,7 +111,7 @@ class Intake:
 
     def entered(self, kind: Kind, content: str) -> None:
         """The ledger knows these bytes by now; they need not be remembered here as well."""
-        self._same.forget(kind, content)
+        self._same.pop((kind, content), None)
 
     def _read(self, pieces: Iterable[Piece]) -> None:
         try:
@@ -171,13 +171,13 @@ class Intake:
         if not work.content:
             return
         # First what came in this run: it is forgotten only once the ledger has it.
-        found = self._same.of(work.kind, work.content)
+        found = self._same.get((work.kind, work.content))
         if found is not None:
-            work.reused = found.key
+            work.reused, work.original = found.key, found
         elif (entry := self._ledger.by_content(work.content, work.kind)) is not None:
             work.reused = entry.key
         else:
-            self._same.add(work.key, work.kind, work.content)
+            self._same[work.kind, work.content] = work
 
 
 def _source_of(piece: Piece) -> Work:

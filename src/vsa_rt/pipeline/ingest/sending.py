@@ -1,10 +1,15 @@
-"""Works to steps: each picture as soon as it is decoded, files in their order, feeds between them as they come."""
+"""Works to steps: each picture as soon as it is decoded, those of several works and feeds as they come.
+
+One decoder alone does not keep all cores busy, so there are as many works under way as cores. Where pictures that look
+the same count as reposts there is one: which of them is the first must not depend on who was faster.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
+from vsa_rt.doctor import usable_cores
 from vsa_rt.errors import ItemError
 from vsa_rt.pipeline.ingest.channel import Channel
 from vsa_rt.pipeline.ingest.decoders import Decoder, Picture, VideoJob
@@ -49,14 +54,16 @@ class Sending:
         self._thumbnails, self._tally = thumbnails, tally
         self.channel: Channel[Sent] = Channel(_WAITING)
         self._mutex = threading.Lock()
-        self._left = 1  # the thread of the works, and each feed's
+        self._senders = 1 if near is not None else usable_cores()
+        self._left = self._senders  # threads that send works, and each feed's
         self._stop = threading.Event()
         self._live: list[Decoder] = []
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Start sending."""
-        self._run(self._send_works, "vsa-ingest-send")
+        for number in range(self._senders):
+            self._run(self._send_works, f"vsa-ingest-send-{number}")
 
     def follow(
         self, work: Work, sample: Sample, window: float, limit: float, known: Callable[[str], bool]
@@ -112,7 +119,8 @@ class Sending:
                 self.channel.finish(error)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
-        self._threads.append(thread)
+        with self._mutex:
+            self._threads.append(thread)
         thread.start()
 
     # Files
@@ -149,7 +157,9 @@ class Sending:
             return None if self._stop.is_set() else End(work, error.reason)
         finally:
             pictures.close()
-            self._tally.decoded(pictures.decode_seconds - counted)  # after the last picture, or before a failure
+            self._tally.decoded(
+                pictures.decode_seconds - counted
+            )  # after the last picture, or before a failure
         return End(work)
 
     def _is_near(self, work: Work, picture: Picture) -> bool:

@@ -26,6 +26,7 @@ class Work:
         tensors: Ready tensors that belong to it.
         error: Why it cannot be looked at; empty if it can.
         reused: Key of the earlier piece that is the same; empty if there is none.
+        original: That piece, if it is of this run.
         distance: In how many bits their perceptual hashes differ.
         perceptual: Its own perceptual hash, where one was taken.
         pictures: What its decoder gives.
@@ -33,6 +34,7 @@ class Work:
         track: What its frames said, of a video or a feed.
         moments: What its latest frames said, which are not put aside yet.
         thumbnails: Small pictures of it, where they are wanted.
+        ended: Whether it came to its end.
     """
 
     key: str
@@ -42,6 +44,7 @@ class Work:
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     error: str = ""
     reused: str = ""
+    original: Work | None = None
     distance: int = 0
     perceptual: str = ""
     pictures: Pictures | None = None
@@ -49,6 +52,12 @@ class Work:
     track: Track | None = None
     moments: list[Moment] = field(default_factory=list)
     thumbnails: Thumbnails | None = None
+    ended: bool = False
+
+    def leave(self) -> None:
+        """It came to its end: reposts may still ask for it, but what it held is not needed any more."""
+        self.ended = True
+        self.tensors, self.moments, self.track, self.thumbnails, self.original = {}, [], None, None, None
 
 
 @dataclass(frozen=True, eq=False)
