@@ -19,7 +19,10 @@ _NAMES = (
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_CREDENTIALS = re.compile(r"(://)[^/?#@]*@")
+#: Everything up to the last ``@`` before a slash; and, where what follows the first colon is no port, up to the first
+#: ``@`` behind one: a password may have any of these in it.
+_CREDENTIALS = re.compile(r"(://)(?:[^/?#]*@|(?!\[)[^/?#@:]*:(?![0-9]*(?:[/?#]|$))[^@]*@)")
+_SECRET = re.compile(r"([?&;][^=&;#]*(?:pass|pwd|token|secret|sig|auth|key)[^=&;#]*=)[^&;#]*", re.IGNORECASE)
 
 _STILL_BRANDS = {b"avif", b"avis", b"mif1", b"msf1", b"miaf"}
 _STILL_BRANDS |= {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
@@ -49,9 +52,14 @@ _PICTURES = {
 
 
 def address(source: str) -> tuple[str, str] | None:
-    """An address's scheme in lower case, and the address without user name and password; none of a path."""
+    """An address's scheme in lower case, and the address without what is secret in it; none of a path.
+
+    User name and password are left out; of ``?token=…``, ``&password=…`` and the like, the value is ``***``.
+    """
     found = _ADDRESS.match(source)
-    return None if found is None else (found[1].lower(), _CREDENTIALS.sub(r"\1", source, count=1))
+    if found is None:
+        return None
+    return found[1].lower(), _SECRET.sub(r"\1***", _CREDENTIALS.sub(r"\1", source, count=1))
 
 
 def kind_of(head: bytes) -> Literal["video", "picture", "unknown"]:

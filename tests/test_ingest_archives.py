@@ -718,3 +718,17 @@ def test_a_zip_of_more_members_than_16_bits_count(put: Put) -> None:
     members = [(f"{n}.txt", b"") for n in range(66_000)]
     put("a.zip", zip_of([*members, ("last.jpg", JPEG)], zipfile.ZIP_STORED))
     assert read("a.zip") == {"a.zip!last.jpg": JPEG}
+
+
+def test_a_zip_whose_directory_points_behind_the_end_fails_alone(put: Put) -> None:
+    name, data = b"a.jpg", b"x" * 10
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 10, 10, len(name), 0) + name + data
+    extra = struct.pack("<2HQ", 1, 8, 2**64 - 1)  # zip64: the offset
+    sizes = (0, 10, 10, len(name), len(extra), 0, 0, 0, 0, 0xFFFFFFFF)
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, *sizes) + name + extra
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(entry), len(local), 0)
+    bad = put("bad.zip", local + entry + end)
+    good = put("good.zip", zip_of([("b.jpg", JPEG)]))
+    found = {p.key: opened(p) for p in pieces([bad, good])}
+    assert found["good.zip!b.jpg"] == JPEG
+    assert "damaged" in str(found["bad.zip"])

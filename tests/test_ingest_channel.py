@@ -116,3 +116,10 @@ def test_what_was_read_is_not_held_while_the_next_one_is_waited_for() -> None:
     assert gone() is None
     channel.close()
     thread.join(SAFETY)
+
+
+def test_nothing_is_taken_after_an_error() -> None:
+    channel: Channel[str] = Channel(2)
+    channel.put("a")
+    channel.finish(ValueError("broken"))
+    assert not channel.put("b")

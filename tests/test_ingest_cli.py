@@ -130,6 +130,27 @@ def test_an_interrupt_writes_what_is_done_and_says_that_it_goes_on(
     assert len(rows(out)) == 9
 
 
+def test_an_interrupt_ends_a_run_that_waits_for_a_line(
+    tiny_bundle: Path, photographs: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(photographs[0], "-", "-b", tiny_bundle, "-o", out, "--part-seconds", "0.2"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        _until(lambda: len(rows(out)) == 1, process)
+        process.send_signal(signal.SIGINT)
+        process.wait(SAFETY)
+    finally:
+        process.kill()
+        _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert b"Fatal" not in stderr
+
+
 def _until(wanted: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + SAFETY
     while not wanted():

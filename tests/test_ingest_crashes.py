@@ -43,9 +43,10 @@ def moment(name: str, index: int = 0) -> Moment:
 def run(out: Path, count: int, pieces: int) -> None:
     """A whole run over fake pieces: images of which some are reposts, videos, and pieces that fail."""
     with Ledger(out, IDENTITY) as ledger, Parts(ledger, LAYOUT, pieces=pieces, nbytes=4000) as parts:
+        first: dict[str, str] = {}
         for i in range(count):
             key = f"feed/{i:03d}"
-            if not ledger.todo([key]):
+            if ledger.states([key]):
                 continue
             content = hashlib.sha256(f"{i % 9}".encode()).hexdigest()
             if i % 7 == 3:
@@ -55,7 +56,7 @@ def run(out: Path, count: int, pieces: int) -> None:
                 parts.add(
                     Outcome(key, "video", (moment(key, 3), moment(key, 4)), summary={"mean": {"dark": 0.5}})
                 )
-            elif found := parts.by_content(content, "image"):
+            elif content in first and (found := parts.entry(first[content])) and found.state == "done":
                 parts.add(Outcome(key, "image", content=content, reused=found.key))
             else:
                 parts.add(Outcome(key, "image", (moment(key),), content))

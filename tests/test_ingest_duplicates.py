@@ -20,8 +20,8 @@ from PIL import Image
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 from vsa_rt.pipeline.ingest.duplicates import (
     DISTANCE,
-    Duplicate,
-    Duplicates,
+    Near,
+    NearDuplicates,
     NearIndex,
     content_hash,
     perceptual_hash,
@@ -59,18 +59,6 @@ def test_what_cannot_be_read_has_no_content_and_an_address_has_none(tmp_path: Pa
     with pytest.raises(ItemError, match="not a regular file"):
         content_hash("/dev/zero", "a.jpg")
     assert content_hash("https://host/a.mp4", "a") == ""
-
-
-def test_exact_duplicates_are_found_within_their_kind_alone() -> None:
-    seen = Duplicates()
-    assert seen.of("image", ABC) is None
-    seen.add("a", "image", ABC)
-    seen.add("b", "image", ABC)
-    assert seen.of("image", ABC) == Duplicate("a")
-    assert seen.of("video", ABC) is None
-    assert seen.of("image", "") is None
-    seen.forget("image", ABC)
-    assert seen.of("image", ABC) is None
 
 
 # Pictures that look the same
@@ -111,11 +99,11 @@ def shipped() -> list[Path]:
 
 @pytest.mark.parametrize("change", [jpeg, halved, lambda image: jpeg(halved(image))])
 def test_reencoded_and_resized_photographs_are_the_same(shipped: list[Path], change: Change) -> None:
-    seen = Duplicates(DISTANCE)
+    seen = NearDuplicates(DISTANCE)
     for path in shipped:
-        seen.add(path.name, "image", perceptual=hash_of(read(path)))
+        seen.add(path.name, hash_of(read(path)))
     for path in shipped:
-        found = seen.of("image", perceptual=hash_of(change(read(path))))
+        found = seen.of(hash_of(change(read(path))))
         assert found is not None
         assert found.key == path.name
 
@@ -130,11 +118,11 @@ def test_reencoded_and_resized_photographs_are_the_same(shipped: list[Path], cha
     ids=["mirrored", "darkened", "brightened"],
 )
 def test_changed_photographs_are_not_the_same(photographs: list[Path], change: Change) -> None:
-    seen = Duplicates(DISTANCE)
+    seen = NearDuplicates(DISTANCE)
     for path in photographs:
-        seen.add(path.name, "image", perceptual=hash_of(read(path)))
+        seen.add(path.name, hash_of(read(path)))
     for path in photographs:
-        assert seen.of("image", perceptual=hash_of(change(read(path)))) is None, path.name
+        assert seen.of(hash_of(change(read(path)))) is None, path.name
 
 
 def test_a_photograph_without_its_colours_is_another_one(coffee: Path) -> None:
@@ -142,9 +130,9 @@ def test_a_photograph_without_its_colours_is_another_one(coffee: Path) -> None:
     image = read(coffee)
     grey = hash_of(image.convert("L"))
     assert distance(hash_of(image), grey) <= DISTANCE  # the bits alone do not tell
-    seen = Duplicates(DISTANCE)
-    seen.add("coffee", "image", perceptual=hash_of(image))
-    assert seen.of("image", perceptual=grey) is None
+    seen = NearDuplicates(DISTANCE)
+    seen.add("coffee", hash_of(image))
+    assert seen.of(grey) is None
 
 
 def test_different_photographs_are_far_apart(shipped: list[Path]) -> None:
@@ -171,9 +159,9 @@ def test_pictures_of_one_colour_are_never_the_same(size: tuple[int, int]) -> Non
     pytest.importorskip("imagehash", reason="imagehash takes perceptual hashes")
     for colour in ((0, 0, 0), (255, 255, 255), (9, 99, 200)):
         assert hash_of(Image.new("RGB", size, colour)) == ""
-    seen = Duplicates(DISTANCE)
-    seen.add("black", "image", perceptual="")
-    assert seen.of("image", perceptual="") is None
+    seen = NearDuplicates(DISTANCE)
+    seen.add("black", "")
+    assert seen.of("") is None
 
 
 def test_without_imagehash_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,25 +170,19 @@ def test_without_imagehash_the_error_says_what_to_install(monkeypatch: pytest.Mo
         perceptual_hash(np.zeros((8, 8, 3), np.uint8))
 
 
-def test_the_exact_duplicate_comes_before_the_near_one_and_videos_have_none() -> None:
-    seen = Duplicates(DISTANCE)
-    look = "00000000ffffffff102030"
-    seen.add("near", "image", hashlib.sha256(b"1").hexdigest(), look)
-    seen.add("exact", "image", ABC, "ff" * 11)
-    seen.add("video", "video", "", "0f" * 11)
-    assert seen.of("image", ABC, look) == Duplicate("exact")
-    assert seen.of("image", "", look) == Duplicate("near", 0)
-    assert seen.of("image", "", "0f" * 11) is None
-    assert seen.of("video", "", look) is None
-    plain = Duplicates()
-    plain.add("a", "image", perceptual=look)
-    assert plain.of("image", perceptual=look) is None
+def test_the_nearest_picture_is_named_with_its_distance() -> None:
+    seen = NearDuplicates(DISTANCE)
+    seen.add("one", "00000000ffffffff102030")
+    seen.add("other", "00000000fffffff0102030")
+    assert seen.of("00000000ffffffff102030") == Near("one", 0)
+    assert seen.of("00000000fffffff1102030") == Near("other", 1)
+    assert seen.of("0f" * 11) is None
 
 
 @pytest.mark.parametrize("bits", [-1, 32, 64])
 def test_distances_that_are_none_are_refused(bits: int) -> None:
     with pytest.raises(UsageError, match="expected 0 to 31 of 64"):
-        Duplicates(bits)
+        NearDuplicates(bits)
 
 
 # The index

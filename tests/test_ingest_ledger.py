@@ -59,6 +59,15 @@ def ledger(out: Path) -> Iterator[Ledger]:
         yield opened
 
 
+def test_bytes_whose_result_was_reused_are_known_too(ledger: Ledger) -> None:
+    done = Entry("a.jpg", "image", "done", "c1", 1, result=RESULT)
+    near = Entry("b.jpg", "image", "reused", "c2", 1, reused="a.jpg", distance=3)
+    ledger.enter(part(1, 2), [done, near])
+    found = ledger.by_content("c2", "image")
+    assert found is not None
+    assert (found.key, found.reused, found.distance) == ("b.jpg", "a.jpg", 3)
+
+
 def test_what_is_entered_is_found_after_opening_again(out: Path) -> None:
     done = Entry("a.jpg", "image", "done", "c1", 1, perceptual="00ff", result=RESULT)
     reused = Entry("b.jpg", "image", "reused", "c1", 1, reused="a.jpg", distance=3)
@@ -71,8 +80,6 @@ def test_what_is_entered_is_found_after_opening_again(out: Path) -> None:
         assert ledger.counts() == {"done": 1, "failed": 1, "reused": 1}
         assert ledger.states(["c.mp4", "d.jpg", "a.jpg"]) == {"c.mp4": "failed", "a.jpg": "done"}
         assert [ledger.done(k) for k in ("a.jpg", "b.jpg", "c.mp4", "d.jpg")] == [True, True, False, False]
-        assert ledger.todo(["d.jpg", "c.mp4", "a.jpg"]) == ["d.jpg"]
-        assert ledger.todo(["d.jpg", "c.mp4", "a.jpg"], retry_failed=True) == ["d.jpg", "c.mp4"]
         assert list(ledger.failed()) == [failed]
         assert list(ledger.perceptual()) == [("a.jpg", "00ff")]
         assert (ledger.parts(), ledger.last_part) == ([part(1, 2)], 1)
@@ -137,7 +144,7 @@ def test_more_failed_pieces_than_a_page_come_once_each_sorted_by_key(ledger: Led
     [
         ("entry", "SEARCH pieces USING INDEX sqlite_autoindex_pieces_1 (key=?)"),
         ("state", "SEARCH pieces USING INDEX sqlite_autoindex_pieces_1 (key=?)"),
-        ("by_content", "SEARCH pieces USING INDEX done_by_content (content=? AND kind=?)"),
+        ("by_content", "SEARCH pieces USING INDEX with_result_by_content (content=? AND kind=?)"),
         ("failed", "SEARCH pieces USING INDEX failed_by_key (key>?)"),
         ("perceptual", "SEARCH pieces USING COVERING INDEX hashed_by_order (state=? AND id>?)"),
         ("counts", "SCAN pieces USING COVERING INDEX by_state"),

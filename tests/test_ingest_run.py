@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -20,8 +24,10 @@ from sources import as_jpeg, distinct, mixed_folder, some_video
 
 import vsa_rt
 from vsa_rt.errors import EnvironmentUnusable, UsageError
-from vsa_rt.pipeline.ingest.ingest import IngestOptions, IngestReport, ingest
+from vsa_rt.pipeline.ingest.ingest import IngestOptions, ingest
+from vsa_rt.pipeline.ingest.report import IngestReport
 from vsa_rt.pipeline.ingest.tally import Tally
+from vsa_rt.pipeline.ingest.watch import Watch
 from vsa_rt.runtime.sampling import Sample
 
 pytest.importorskip("av", reason="ingestion decodes with PyAV")
@@ -341,6 +347,90 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_the_next_one_goes_on(
     assert 0 < len(rows(tmp_path / "out")) < len(rows(tmp_path / "calm"))
     into(folder, part_items=3)
     assert everything(tmp_path / "out") == everything(tmp_path / "calm")
+
+
+class _CrashingTally(Tally):
+    """Crashes every decoder once, in the middle of a video."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.crashed: set[int] = set()
+
+    def add(self, event: Any, count: int = 1) -> None:
+        super().add(event, count)
+        if event == "frames" and not self.crashed and self.numbers().frames >= 5:
+            tasks = Path("/proc/self/task").glob("*/children")
+            self.crashed = {int(pid) for task in tasks for pid in task.read_text().split()}
+            for pid in self.crashed:
+                os.kill(pid, signal.SIGSEGV)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds its children in /proc")
+def test_a_decoder_that_crashes_takes_its_item_with_it_and_no_other(
+    into: Ingest, photographs: list[Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    some_video(source / "a.mp4", frames=250)
+    for number in range(12):
+        distinct(photographs[0], source / f"p{number:02}.jpg", number)
+    tally = _CrashingTally()
+    report = into(source, tally=tally, sample=Sample.parse("all"), threads=1)
+    assert tally.crashed
+    found = failures(tmp_path / "out")
+    # What each decoder had just then; both may have been at something.
+    assert 1 <= len(found) <= len(tally.crashed)
+    assert all("crashed (SIGSEGV)" in reason for reason in found.values())
+    assert report.numbers.images + report.numbers.videos + len(found) == 13
+    again = into(source, sample=Sample.parse("all"), threads=1, retry_failed=True)
+    assert again.totals == {"done": 13, "failed": 0, "reused": 0}
+
+
+def test_nothing_goes_on_after_a_run_that_followed_a_folder(
+    tiny_bundle: Path, photographs: list[Path], tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    distinct(photographs[0], source / "a.jpg", 0)
+    tally = _StoppingTally(after=1)
+    options = IngestOptions(watch=Watch(period=0.05))
+    ingest(tiny_bundle, [str(source)], tmp_path / "out", options, tally=tally, stop=tally.stop)
+    deadline = time.monotonic() + 30
+    while any(t.name.startswith("vsa-ingest") for t in threading.enumerate()):
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("photo.jpg", "video"),
+        ("clip.mp4", "image"),
+        ("photo.png", "image"),
+        ("header.mp4", "header"),
+        ("playlist.m3u8", "playlist"),
+    ],
+)
+def test_a_wrong_suffix_or_a_strange_file_ends_as_a_result_or_a_reason(
+    into: Ingest, photographs: list[Path], tmp_path: Path, name: str, content: str
+) -> None:
+    video = some_video(tmp_path / "v.mp4")
+    contents = {
+        "video": video.read_bytes(),
+        "image": as_jpeg(photographs[0], tmp_path / "jpeg").read_bytes(),
+        "header": video.read_bytes()[:32],
+        # Without an end, and it names another file.
+        "playlist": f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{video}\n".encode(),
+    }
+    path = tmp_path / name
+    path.write_bytes(contents[content])
+    into(path)
+    found = rows(tmp_path / "out")
+    if content in ("video", "image"):
+        assert [row["kind"] for row in found] == [content]
+    else:
+        assert found == []
+        assert failures(tmp_path / "out")[name]
 
 
 def test_results_may_not_lie_in_their_sources(into: Ingest, folder: Path, tmp_path: Path) -> None:

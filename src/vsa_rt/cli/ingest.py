@@ -23,7 +23,6 @@ from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 
 if TYPE_CHECKING:
     from vsa_rt.pipeline.ingest.assembly import Watched
-    from vsa_rt.render.timeline import TimelineWriter
 
 #: What a shell reports of a command that an interrupt ended.
 _INTERRUPTED = 130
@@ -158,7 +157,6 @@ def ingest(
     tally, opened = Tally(), Bundle.open(bundle)
     with ExitStack() as stack:
         stop = stack.enter_context(_stopped_by_signals())
-        writer = render.TimelineWriter(out / "timelines") if timeline else None
         options = IngestOptions(
             sample=Sample.parse(f"fps={fps}" if fps is not None else sample or "fps=1"),
             glob=glob,
@@ -177,7 +175,7 @@ def ingest(
             resample=resample,
             batch=batch,
             threads=threads,
-            watched=_drawn_by(writer, opened.manifest.labels) if writer is not None else None,
+            watched=_drawn_into(out / "timelines", opened.manifest.labels) if timeline else None,
         )
         if metrics_port is not None:
             from vsa_rt.pipeline.ingest.metrics import serve
@@ -194,12 +192,13 @@ def ingest(
         raise typer.Exit(FAILED)
 
 
-def _drawn_by(writer: TimelineWriter, labels: Sequence[str]) -> Callable[[Watched], None]:
+def _drawn_into(folder: Path, labels: Sequence[str]) -> Callable[[Watched], None]:
     """Draws videos; one that cannot be drawn keeps its result."""
+    from vsa_rt import render
 
     def draw(video: Watched) -> None:
         try:
-            writer.write(
+            render.TimelineWriter(folder).write(
                 video.key, video.track.seconds, video.track.scores, labels, video.summary, video.thumbnails
             )
         except ItemError as error:

@@ -131,6 +131,10 @@ def _piece(member: Member, key: str, name: str) -> Piece | None:
         return None if kind is None else Piece(key, kind, member.opener(key), member.size)
     except Refused as error:
         return failed(key, str(error))
+    except Damaged:
+        raise
+    except Exception as error:  # noqa: BLE001 - a stranger's archive must not end the run, whatever it makes us do
+        raise Damaged(f"it cannot be read: {why(error)}") from None
 
 
 def _base(name: str) -> str:

@@ -36,20 +36,23 @@ class Channel(Generic[T]):
             patience: Seconds to wait for room; ``None``: as long as it takes.
 
         Returns:
-            Whether it was taken: not if the channel is closed, or there was no room.
+            Whether it was taken: not if the channel is closed or ended by an error, or there was no room.
         """
         until = None if patience is None else time.monotonic() + patience
         with self._changed:
-            while not self._closed and len(self._items) >= self._size:
+            while not self._over() and len(self._items) >= self._size:
                 left = None if until is None else until - time.monotonic()
                 if left is not None and left <= 0:
                     return False
                 self._changed.wait(left)
-            if self._closed:
+            if self._over():
                 return False
             self._items.append(item)
             self._changed.notify_all()
             return True
+
+    def _over(self) -> bool:
+        return self._closed or self._error is not None
 
     def finish(self, error: BaseException | None = None) -> None:
         """Nothing follows; the reader gets what waits, and then ends, or gets the error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,6 @@ from PIL import Image
 
 from vsa_rt.errors import ItemError, UsageError, needs
 from vsa_rt.pipeline.ingest.members import open_regular, why
-from vsa_rt.pipeline.ingest.records import Kind
 from vsa_rt.runtime.video_kind import address
 
 _CHUNK = 2**20
@@ -31,12 +31,17 @@ _TELLING = 24
 _SIDE = 256
 
 
-def content_hash(source: str | os.PathLike[str] | bytes | bytearray | memoryview, item: str) -> str:
+def content_hash(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview,
+    item: str,
+    wanted: Callable[[], bool] = lambda: True,
+) -> str:
     """SHA-256 of the bytes that a piece's ``open`` returned; of a file in chunks of a mebibyte.
 
     Args:
         source: Bytes, or a path.
         item: What to call it in an error.
+        wanted: Asked after each chunk whether to go on.
 
     Returns:
         64 hexadecimal digits; empty for an address, whose bytes are not to be had twice.
@@ -54,6 +59,8 @@ def content_hash(source: str | os.PathLike[str] | bytes | bytearray | memoryview
         with open_regular(path) as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
+                if not wanted():
+                    raise ItemError(item, "its reading was given up")
     except (OSError, ValueError) as error:
         raise ItemError(item, f"the file cannot be read: {why(error)}") from None
     return digest.hexdigest()
@@ -150,62 +157,42 @@ class NearIndex:
 
 
 @dataclass(frozen=True)
-class Duplicate:
-    """An earlier piece that is the same.
+class Near:
+    """An earlier picture that looks the same.
 
     Attributes:
-        key: Its key.
-        distance: In how many bits their perceptual hashes differ; 0 where the bytes are the same.
+        key: Its piece's.
+        distance: In how many bits their perceptual hashes differ.
     """
 
     key: str
-    distance: int = 0
+    distance: int
 
 
-class Duplicates:
-    """Pieces that were computed, found again by what they are.
+class NearDuplicates:
+    """Pictures that were computed, found again by how they look.
 
     Only put in what was computed, never what was reused: else distances would add up, from one picture to the next.
 
     Args:
-        distance: In how many bits the perceptual hashes of near duplicates differ at most; ``None``: only exact ones.
+        distance: In how many bits the perceptual hashes of near duplicates differ at most.
 
     Raises:
         UsageError: A distance that is none.
     """
 
-    def __init__(self, distance: int | None = None) -> None:
-        if distance is not None and not 0 <= distance < BITS // 2:
+    def __init__(self, distance: int) -> None:
+        if not 0 <= distance < BITS // 2:
             raise UsageError(f"a distance of {distance} bits; expected 0 to {BITS // 2 - 1} of {BITS}")
         self._distance = distance
-        self._exact: dict[tuple[Kind, bytes], str] = {}
-        self._near = NearIndex()
+        self._index = NearIndex()
 
-    def add(self, key: str, kind: Kind, content: str = "", perceptual: str = "") -> None:
-        """Put a computed piece in; the first with its bytes stays.
+    def add(self, key: str, perceptual: str) -> None:
+        """Put a computed picture in; one without a hash never looks like another."""
+        if perceptual:
+            self._index.add(perceptual, key)
 
-        Args:
-            key: The piece's.
-            kind: What it is; the bytes of a picture and of a video are never the same piece.
-            content: ``content_hash``, or empty.
-            perceptual: ``perceptual_hash``, or empty; of videos none counts.
-        """
-        if content:
-            self._exact.setdefault((kind, bytes.fromhex(content)), key)
-        if perceptual and kind == "image" and self._distance is not None:
-            self._near.add(perceptual, key)
-
-    def forget(self, kind: Kind, content: str) -> None:
-        """Drop the bytes of a piece that the ledger knows by now, so that memory does not grow with the run."""
-        if content:
-            self._exact.pop((kind, bytes.fromhex(content)), None)
-
-    def of(self, kind: Kind, content: str = "", perceptual: str = "") -> Duplicate | None:
-        """The earlier piece that is the same: by its bytes, else the nearest by its look; ``None`` if there is none."""
-        exact = self._exact.get((kind, bytes.fromhex(content))) if content else None
-        if exact is not None:
-            return Duplicate(exact)
-        if not perceptual or kind != "image" or self._distance is None:
-            return None
-        found = self._near.nearest(perceptual, self._distance)
-        return None if found is None else Duplicate(*found)
+    def of(self, perceptual: str) -> Near | None:
+        """The earlier picture that looks most alike; ``None`` if none does."""
+        found = self._index.nearest(perceptual, self._distance) if perceptual else None
+        return None if found is None else Near(*found)

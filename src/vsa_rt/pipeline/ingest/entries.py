@@ -30,14 +30,14 @@ CREATE TABLE pieces (
 );
 CREATE INDEX by_state ON pieces (state);
 CREATE INDEX failed_by_key ON pieces (key) WHERE state = 'failed';
-CREATE INDEX done_by_content ON pieces (content, kind) WHERE state = 'done' AND content IS NOT NULL;
+CREATE INDEX with_result_by_content ON pieces (content, kind) WHERE state IN ('done', 'reused') AND content IS NOT NULL;
 CREATE INDEX hashed_by_order ON pieces (state, id, key, perceptual) WHERE perceptual IS NOT NULL;
 """
 #: Every question that a run asks, by name; each of them is answered through an index. A page is 500 rows.
 QUERIES = {
     "entry": "SELECT * FROM pieces WHERE key = ?",
     "state": "SELECT state FROM pieces WHERE key = ?",
-    "by_content": "SELECT * FROM pieces WHERE content = ? AND kind = ? AND state = 'done' "
+    "by_content": "SELECT * FROM pieces WHERE content = ? AND kind = ? AND state IN ('done', 'reused') "
     "AND content IS NOT NULL ORDER BY id LIMIT 1",
     # Without statistics SQLite takes the index of the states, and sorts all that failed for every page.
     "failed": "SELECT * FROM pieces INDEXED BY failed_by_key WHERE state = 'failed' AND key > ? "

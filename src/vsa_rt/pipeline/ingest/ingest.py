@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,7 +27,7 @@ from vsa_rt.errors import ItemError, UsageError
 from vsa_rt.manifest import Manifest
 from vsa_rt.pipeline.ingest.assembly import Assembly, Watched
 from vsa_rt.pipeline.ingest.decoders import Decoders
-from vsa_rt.pipeline.ingest.duplicates import DISTANCE, Duplicates
+from vsa_rt.pipeline.ingest.duplicates import NearDuplicates
 from vsa_rt.pipeline.ingest.intake import Intake, looking
 from vsa_rt.pipeline.ingest.ledger import Ledger
 from vsa_rt.pipeline.ingest.lines import Format, Layout
@@ -112,7 +112,8 @@ class IngestOptions:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UsageError(f"{name} of {value:g} s; expected seconds from 0 on")
-        Duplicates(self.distance)  # refuses one that is none
+        if self.distance is not None:
+            NearDuplicates(self.distance)  # refuses one that is none
         if self.part_items < 1:
             raise UsageError(f"part_items of {self.part_items}; expected 1 or more")
 
@@ -261,6 +262,7 @@ class _Run:
                 options.timeout,
                 known=lambda key: ledger.entry(key) is not None,
             ),
+            limit=options.timeout,
         )
         sending = Sending(
             intake.works,
@@ -288,12 +290,13 @@ class _Run:
             entered=intake.entered,
             watched=options.watched,
         )
+        over = threading.Event()
         try:
             intake.start(
                 pieces(
                     sources,
                     glob=options.glob,
-                    watch=options.watch,
+                    watch=None if options.watch is None else replace(options.watch, stop=over),
                     known=_known(ledger, options.retry_failed),
                     stdin=stdin,
                 )
@@ -302,8 +305,11 @@ class _Run:
             scoring.start()
             stopped = False
             for found in scoring:
+                if options.watch is not None and options.watch.stop.is_set():
+                    over.set()
                 if self._stop.is_set() and not stopped:
                     stopped = True
+                    over.set()
                     sending.stop()
                     intake.close()
                     decoders.close()
@@ -314,6 +320,7 @@ class _Run:
                 else:
                     assembly.look(*found)
         finally:
+            over.set()
             intake.close()
             decoders.close()
             sending.close()
@@ -327,18 +334,15 @@ def _known(ledger: Ledger, retry_failed: bool) -> Callable[[str], bool]:
     return lambda key: bool(ledger.states([key]))
 
 
-def _near_of(ledger: Ledger, distance: int | None) -> Duplicates | None:
+def _near_of(ledger: Ledger, distance: int | None) -> NearDuplicates | None:
     """What earlier runs computed, by its look."""
     if distance is None:
         return None
-    near = Duplicates(distance)
+    near = NearDuplicates(distance)
     for key, perceptual in ledger.perceptual():
-        near.add(key, "image", perceptual=perceptual)
+        near.add(key, perceptual)
     return near
 
 
 def _rule_of(manifest: Manifest, options: IngestOptions) -> Rule:
     return Rule(manifest.labels, manifest.task, manifest.threshold, options.smooth, options.shortest)
-
-
-__all__ = ["DISTANCE", "IngestOptions", "IngestReport", "ingest"]

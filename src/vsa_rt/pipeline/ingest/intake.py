@@ -10,7 +10,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,13 @@ from numpy.typing import NDArray
 from vsa_rt.contracts import Item
 from vsa_rt.doctor import usable_cores
 from vsa_rt.errors import ItemError
+from vsa_rt.pipeline.ingest.budget import Held
 from vsa_rt.pipeline.ingest.channel import Channel
 from vsa_rt.pipeline.ingest.decoders import Decoders, ImageJob, VideoJob
 from vsa_rt.pipeline.ingest.duplicates import content_hash
 from vsa_rt.pipeline.ingest.ledger import Ledger
 from vsa_rt.pipeline.ingest.members import open_regular, why
+from vsa_rt.pipeline.ingest.opening import Openers, Opening
 from vsa_rt.pipeline.ingest.records import Kind, Piece
 from vsa_rt.pipeline.ingest.tally import Tally
 from vsa_rt.pipeline.ingest.work import Work
@@ -34,6 +35,8 @@ from vsa_rt.runtime.sampling import Sample
 #: Files of pictures up to this size are read once, so that what is hashed is what is decoded; larger ones are read
 #: twice rather than held.
 _HELD = 2**26
+#: Bytes of opened pieces that may wait for a decoder, beyond which no other is opened.
+_ALL_HELD = 2**28
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Intake:
         how: How pieces are looked at.
         tally: Counts.
         on_feed: Takes feeds, which are cut into pieces elsewhere.
+        limit: Seconds without progress after which a piece that is being read is given up.
     """
 
     def __init__(
@@ -85,16 +89,17 @@ class Intake:
         how: Looking,
         tally: Tally,
         on_feed: Callable[[Work], None],
+        limit: float,
     ) -> None:
         self._ledger, self._decoders, self._how, self._tally = ledger, decoders, how, tally
-        self._on_feed = on_feed
+        self._on_feed, self._limit = on_feed, limit
         cores = usable_cores()
         self._same: dict[tuple[Kind, str], Work] = {}
-        self._opened: Channel[Future[Work]] = Channel(2 * cores)
+        self._openers = Openers(cores, self._open, 2 * cores)
+        self._held = Held(_ALL_HELD)
         #: Works in the order of the sources; a picture may wait in each.
         self.works: Channel[Work] = Channel(cores + 1)
-        self._pool = ThreadPoolExecutor(cores, thread_name_prefix="vsa-ingest-open")
-        tally.opening = self._opened.__len__
+        tally.opening = self._openers.opened.__len__
 
     def start(self, pieces: Iterable[Piece]) -> None:
         """Start the threads. They are daemons: a source may stay silent for ever."""
@@ -103,11 +108,11 @@ class Intake:
 
     def close(self) -> None:
         """Take nothing more, and put away what waits."""
-        self._opened.close()
+        self._openers.close()
+        self._held.close()
         for work in self.works.close():
             if work.pictures is not None:
                 work.pictures.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def entered(self, kind: Kind, content: str) -> None:
         """The ledger knows these bytes by now; they need not be remembered here as well."""
@@ -121,18 +126,19 @@ class Intake:
                     self._on_feed(feed)  # its windows are counted
                     continue
                 self._tally.add("found")
-                if not self._opened.put(self._pool.submit(self._open, piece)):
+                if not (self._held.wait() and self._openers.submit(piece)):
                     return
-            self._opened.finish()
+            self._openers.opened.finish()
         except BaseException as error:  # noqa: BLE001 - handed on, in its place
-            self._opened.finish(error)
+            self._openers.opened.finish(error)
 
-    def _open(self, piece: Piece) -> Work:
+    def _open(self, opening: Opening) -> Work:
         """Open a piece and hash it."""
+        piece = opening.piece
         work = _source_of(piece)
         try:
             if not work.error:
-                self._hash(work)
+                self._hash(work, opening.moved)
         except ItemError as error:
             work.error = error.reason
         except Exception as error:  # noqa: BLE001 - of whatever kind: it is this piece's alone
@@ -142,21 +148,29 @@ class Intake:
         )
         return work
 
-    def _hash(self, work: Work) -> None:
+    def _hash(self, work: Work, wanted: Callable[[], bool]) -> None:
         if work.kind == "image" and isinstance(work.source, str):
             if self._how.tensors:
                 work.tensors = tensors_of(work.source, self._how.tensors, work.key)
             work.source = _read_whole(work.source, work.key)
-        work.content = _with_tensors(content_hash(work.source, work.key), work.tensors)
+        work.content = _with_tensors(content_hash(work.source, work.key, wanted), work.tensors)
 
     def _judge(self) -> None:
         try:
-            for future in self._opened:
-                work = future.result()
+            for opening in self._openers.opened:
+                work = opening.result(self._limit)
+                if work is None:
+                    self._openers.replace()
+                    piece = opening.piece
+                    work = Work(
+                        piece.key, piece.kind, error=f"nothing could be read of it for {self._limit:g} s"
+                    )
                 if not work.error:
                     self._find(work)
                 if not (work.error or work.reused):
                     work.pictures = self._decoders.submit(self._how.job(work), work.key)
+                else:
+                    work.holding()
                 work.source = None
                 if not self.works.put(work):
                     if work.pictures is not None:

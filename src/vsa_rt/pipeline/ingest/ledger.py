@@ -210,18 +210,8 @@ class Ledger:
                 found[key] = rows[0][0]
         return found
 
-    def todo(self, keys: Sequence[str], retry_failed: bool = False) -> list[str]:
-        """Those pieces that are still to be computed, in order.
-
-        Args:
-            keys: Pieces.
-            retry_failed: Whether those that failed are among them.
-        """
-        known = self.states(keys)
-        return [k for k in keys if k not in known or (retry_failed and known[k] == "failed")]
-
     def by_content(self, content: str, kind: Kind) -> Entry | None:
-        """The first piece of this kind with these bytes that was computed; ``None`` if there is none."""
+        """The first piece of this kind with these bytes that has a result, its own or a reused one; ``None`` without."""
         with self._guarded():
             return next(map(entry_of, self._all(QUERIES["by_content"], [content, kind])), None)
 

@@ -84,7 +84,6 @@ class Parts:
     def _begin(self) -> None:
         """An empty part."""
         self._entries = {}
-        self._contents: dict[tuple[str, Kind], str] = {}
         self._rows = {family: Spool(self._ledger.folder) for family in FAMILIES}
         self._since = 0.0
 
@@ -112,11 +111,6 @@ class Parts:
     def entry(self, key: str) -> Entry | None:
         """What is known of a piece, those that wait for their part included."""
         return self._entries.get(key) or self._ledger.entry(key)
-
-    def by_content(self, content: str, kind: Kind) -> Entry | None:
-        """The first piece of this kind with these bytes that was computed, those that wait included."""
-        waiting = self._contents.get((content, kind))
-        return self._ledger.by_content(content, kind) or (self._entries[waiting] if waiting else None)
 
     def frames(self, key: str, kind: Kind, moments: Iterable[Moment]) -> None:
         """Put aside frames of a piece that has not come to its end, so that a long one need not be held in memory.
@@ -194,8 +188,6 @@ class Parts:
                 self._rows["frames"].extend(spool)
             self.forget(outcome.key)
         self._take(entry, result)
-        if outcome.content:
-            self._contents.setdefault((outcome.content, outcome.kind), outcome.key)
 
     def _take(self, entry: Entry, result: Row | None = None) -> None:
         if not self._entries:

@@ -7,13 +7,13 @@ the same count as reposts there is one: which of them is the first must not depe
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vsa_rt.doctor import usable_cores
-from vsa_rt.errors import ItemError
+from vsa_rt.errors import ItemError, UsageError
 from vsa_rt.pipeline.ingest.channel import Channel
 from vsa_rt.pipeline.ingest.decoders import Decoder, Picture, VideoJob
-from vsa_rt.pipeline.ingest.duplicates import Duplicates
+from vsa_rt.pipeline.ingest.duplicates import NearDuplicates
 from vsa_rt.pipeline.ingest.feeds import Closed, Feed, Opened, Seen
 from vsa_rt.pipeline.ingest.intake import picture_of
 from vsa_rt.pipeline.ingest.scoring import Sent
@@ -24,8 +24,9 @@ from vsa_rt.runtime.sampling import Sample
 
 #: Decoded pictures that may wait for the engine's own queue.
 _WAITING = 2
-#: Seconds that a frame of a feed waits for room before it is dropped: the next one is there by then.
-_PATIENCE = 1.0
+#: Seconds that a frame of a feed waits for room before it is dropped, at most; where the sample has a rate, as long as
+#: until the next one. Who waited longer would read the feed too late, and later and later.
+_PATIENCE, _SHORT_PATIENCE = 1.0, 0.04
 
 
 class Sending:
@@ -45,7 +46,7 @@ class Sending:
     def __init__(
         self,
         works: Channel[Work],
-        near: Duplicates | None,
+        near: NearDuplicates | None,
         longest: float,
         thumbnails: Callable[[], Thumbnails] | None,
         tally: Tally,
@@ -83,12 +84,13 @@ class Sending:
             self._live.append(decoder)
         feed = Feed(
             work.key,
-            lambda: decoder.pictures(VideoJob(work.source, sample), work.key),
+            lambda: self._received(decoder, VideoJob(work.source, sample), work.key),
             window=window,
             stop=self._stop,
             known=known,
         )
-        self._run(lambda: self._send_feed(feed, decoder), "vsa-ingest-feed")
+        patience = min(_PATIENCE, float(1 / sample.rate)) if sample.kind == "fps" else _SHORT_PATIENCE
+        self._run(lambda: self._send_feed(feed, decoder, patience), "vsa-ingest-feed")
 
     def stop(self) -> None:
         """Send no more pictures: the work under way has no end, but windows of feeds do."""
@@ -96,13 +98,24 @@ class Sending:
         with self._mutex:
             live = list(self._live)
         for decoder in live:
-            decoder.interrupt()
+            decoder.close()
+
+    def _received(self, decoder: Decoder, job: VideoJob, key: str) -> Iterator[Picture]:
+        """A feed's pictures until it breaks off; a run that is stopped closes its decoder."""
+        try:
+            yield from decoder.pictures(job, key)
+        except UsageError:
+            if self._stop.is_set():
+                raise ItemError(key, "the run was stopped") from None
+            raise
 
     def close(self) -> None:
         """Send nothing more."""
         self.stop()
         self.channel.close()
-        for thread in self._threads:
+        with self._mutex:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join()
 
     def _run(self, send: Callable[[], None], name: str) -> None:
@@ -119,9 +132,9 @@ class Sending:
                 self.channel.finish(error)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
         with self._mutex:
             self._threads.append(thread)
-        thread.start()
 
     # Files
 
@@ -141,6 +154,7 @@ class Sending:
         counted = 0.0
         try:
             for picture in pictures:
+                work.holding()
                 self._tally.decoded(picture.decode_seconds)
                 counted += picture.decode_seconds
                 if work.kind == "video" and picture.seconds >= self._longest:
@@ -157,6 +171,7 @@ class Sending:
             return None if self._stop.is_set() else End(work, error.reason)
         finally:
             pictures.close()
+            work.holding()
             self._tally.decoded(
                 pictures.decode_seconds - counted
             )  # after the last picture, or before a failure
@@ -167,23 +182,24 @@ class Sending:
         if self._near is None or not picture.perceptual:
             return False
         work.perceptual = picture.perceptual
-        found = self._near.of(work.kind, perceptual=picture.perceptual)
+        found = self._near.of(picture.perceptual)
         if found is not None:
             work.reused, work.distance = found.key, found.distance
             return True
-        self._near.add(work.key, work.kind, perceptual=picture.perceptual)
+        self._near.add(work.key, picture.perceptual)
         return False
 
     def _look(
         self, work: Work, picture: Picture, seconds: float, index: int, patience: float | None = None
     ) -> bool:
-        if work.thumbnails is not None:
+        sent = self.channel.put((Look(work, seconds, index), picture_of(work, picture.pixels)), patience)
+        if sent and work.thumbnails is not None:
             work.thumbnails.add(picture.pixels, seconds)
-        return self.channel.put((Look(work, seconds, index), picture_of(work, picture.pixels)), patience)
+        return sent
 
     # Feeds
 
-    def _send_feed(self, feed: Feed[Picture], decoder: Decoder) -> None:
+    def _send_feed(self, feed: Feed[Picture], decoder: Decoder, patience: float) -> None:
         work = Work("", "feed")
         sent = 0
         try:
@@ -195,7 +211,7 @@ class Sending:
                         work.thumbnails = self._thumbnails()
                 elif isinstance(event, Seen):
                     self._tally.decoded(event.picture.decode_seconds)
-                    if self._look(work, event.picture, event.seconds, sent, _PATIENCE):
+                    if self._look(work, event.picture, event.seconds, sent, patience):
                         sent += 1
                     else:
                         work.dropped += 1

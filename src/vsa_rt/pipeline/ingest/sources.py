@@ -114,8 +114,7 @@ class _Sources:
             for identity, path in folders.items():
                 yield from self._below(path, identity, folders)
         if streamed:
-            stream = self._stdin or sys.stdin.buffer
-            yield from self._entries(stream, STDIN, "lines")
+            yield from self._entries(self._stdin or _standard_input(), STDIN, "lines")
         if self._watch is not None and folders:
             yield from self._followed(folders, self._watch)
 
@@ -227,6 +226,14 @@ class _Sources:
         """Whether a file of a folder fits; archives always do, for their members are asked."""
         name = os.path.basename(path)
         return not self._glob or is_archive(name) or fnmatch.fnmatch(name, self._glob)
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input, as a stream of our own: who waits for a line holds its lock, and the interpreter's end must not."""
+    try:
+        return open(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, ValueError):  # something else took its place, or it is closed
+        return sys.stdin.buffer
 
 
 def _rank(path: str) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ open or mapped any more, however their processes ended.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import mmap
@@ -133,7 +134,7 @@ def memory(content: bytes | memoryview = b"") -> int:
         OSError: There is not enough memory, or no descriptor is left.
     """
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("vsa-rt", os.MFD_CLOEXEC)
+        descriptor = os.memfd_create("vsa-rt", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     else:
         with tempfile.TemporaryFile(buffering=0) as file:  # has no name, or loses it at once
             descriptor = os.dup(file.fileno())
@@ -141,6 +142,8 @@ def memory(content: bytes | memoryview = b"") -> int:
         rest = memoryview(content).cast("B")
         while len(rest):
             rest = rest[os.write(descriptor, rest) :]
+        if hasattr(os, "memfd_create"):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     except BaseException:
         os.close(descriptor)
         raise
@@ -165,6 +168,12 @@ def mapped(descriptor: int, height: int, width: int) -> NDArray[np.uint8]:
         size = os.fstat(descriptor).st_size
         if height < 1 or width < 1 or size < nbytes:
             raise ValueError(f"a picture of {width} x {height} in {size:,} bytes")
+        # A decoder that a file took over could make it smaller while it is looked at.
+        sealed = not hasattr(os, "memfd_create") or (
+            fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        )
+        if not sealed:
+            raise ValueError("a picture in memory that may shrink")
         if sys.version_info >= (3, 13):
             mapping = mmap.mmap(descriptor, nbytes, access=mmap.ACCESS_READ, trackfd=False)
         else:  # a mapping has a descriptor of its own for as long as it lives

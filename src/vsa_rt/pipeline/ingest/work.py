@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,10 @@ from vsa_rt.pipeline.ingest.decoders import Pictures
 from vsa_rt.pipeline.ingest.records import Kind, Moment
 from vsa_rt.pipeline.ingest.summary import Track
 from vsa_rt.pipeline.ingest.thumbnails import Thumbnails
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(eq=False)
@@ -30,6 +34,7 @@ class Work:
         distance: In how many bits their perceptual hashes differ.
         perceptual: Its own perceptual hash, where one was taken.
         pictures: What its decoder gives.
+        holding: Called when the bytes that it is decoded from are not held any more.
         dropped: Of a feed: frames for which there was no time.
         track: What its frames said, of a video or a feed.
         moments: What its latest frames said, which are not put aside yet.
@@ -48,6 +53,7 @@ class Work:
     distance: int = 0
     perceptual: str = ""
     pictures: Pictures | None = None
+    holding: Callable[[], None] = _nothing
     dropped: int = 0
     track: Track | None = None
     moments: list[Moment] = field(default_factory=list)

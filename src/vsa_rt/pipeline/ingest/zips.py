@@ -207,7 +207,7 @@ class FromZip:
         with reopen(self.path, self.stamp, self.key) as stream:
             try:
                 data = b"".join(_unpacked(stream, self.entry))
-            except (Refused, OSError, zlib.error) as error:
+            except (Refused, OSError, ValueError, OverflowError, zlib.error) as error:
                 raise ItemError(self.key, f"it does not unpack: {why(error)}") from None
         if len(data) > self.entry.size:
             raise ItemError(
@@ -250,7 +250,7 @@ class _ZipMember:
                     break
         except zlib.error as error:
             raise Refused(f"it does not unpack: {why(error)}") from None
-        except OSError as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise Damaged(f"it cannot be read: {why(error)}") from None
         return head[:HEAD_BYTES]
 
@@ -289,6 +289,8 @@ def zip_members(path: str, stream: BinaryIO, stamp: Stamp, limits: Limits) -> It
         total = 0
         with open_regular(path) as data:
             for entry in _entries(stream, directory):
+                if entry.offset > stamp.size:
+                    raise Damaged("an entry of its directory lies behind its end")
                 total += entry.packed
                 if total > stamp.size:  # members share their bytes, each of them unpacked on its own
                     raise Damaged(
