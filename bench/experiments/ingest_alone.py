@@ -12,7 +12,7 @@ import resource
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -123,9 +123,11 @@ def preprocessor_of(bundle: Path) -> Preprocessor:
 def _host(bundle: Path, source: Path | Sequence[Path], sample: str) -> Spent:
     """In a process of its own: what the host spends on a source."""
     preprocessor = preprocessor_of(bundle)
-    if isinstance(source, Path):
-        return of_video(source, sample, preprocessor)
-    return of_photographs(source, preprocessor)
+    if not isinstance(source, Path):
+        return of_photographs(source, preprocessor)
+    videos = sorted(source.iterdir()) if source.is_dir() else [source]
+    spent = [of_video(path, sample, preprocessor) for path in videos]
+    return Spent(*(sum(values) for values in zip(*map(astuple, spent), strict=True)))
 
 
 def host(subject: Subject, source: Path | Sequence[Path], sample: str = "") -> Spent:
@@ -133,8 +135,8 @@ def host(subject: Subject, source: Path | Sequence[Path], sample: str = "") -> S
 
     Args:
         subject: Of which bundle.
-        source: A video, or photographs.
-        sample: Of the video.
+        source: A video, a folder of videos, or photographs.
+        sample: Of the videos.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(subject.cores)

@@ -13,6 +13,7 @@ compilation, the decoder processes; the same command on a single photograph, in 
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ SMALL = 0.2
 SAMPLES = ("fps=1", "fps=5")
 #: 1280x720 and 640x272, both H.264 at 25 frames a second.
 CLIPS = ("bigbuckbunny", "bikes")
+#: Videos of one case.
+VIDEOS = 4
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,22 @@ class Round:
 
 
 def cases(photographs: Sequence[Path], count: int, minutes: float, work: Path) -> Iterator[Case]:
-    """Each clip with each sample, and a folder of photographs; each is made when it is asked for."""
+    """Videos of each clip with each sample, one video alone, and a folder of photographs; made when they are asked for."""
     clips = shipped_clips()
     for name in CLIPS:
-        path = work / f"{name}.mp4"
-        seconds = looped(clips[name], path, 60 * minutes)
+        folder = work / name
+        folder.mkdir()
+        for number in range(VIDEOS):  # of different lengths, for equal ones would be reposts
+            looped(clips[name], folder / f"{number}.mp4", 60 * minutes / VIDEOS + 6 * number)
         for sample in SAMPLES:
-            yield Case(f"{name}, {seconds / 60:.1f} minutes, {sample}", path, sample=sample)
-        path.unlink()
+            yield Case(
+                f"{VIDEOS} videos of {name}, {minutes:g} minutes in all, {sample}", folder, sample=sample
+            )
+        shutil.rmtree(folder)
+    alone = work / "one.mp4"
+    looped(clips[CLIPS[0]], alone, 60 * minutes)
+    yield Case(f"a single video of {CLIPS[0]}, {minutes:g} minutes, fps=1", alone, sample="fps=1")
+    alone.unlink()
     folder = copies(affordable(photographs, count), range(count), work / "many")
     yield Case(f"{count} photographs", folder, tuple(sorted(folder.iterdir())))
 

@@ -57,12 +57,19 @@ class Looking:
     perceptual: bool
     tensors: Mapping[str, tuple[int, ...]]
 
-    def job(self, work: Work) -> ImageJob | VideoJob:
-        """What a decoder is to do."""
+    def job(self, work: Work, under_way: int) -> ImageJob | VideoJob:
+        """What a decoder is to do.
+
+        Args:
+            work: Of which work.
+            under_way: Jobs that the decoders have already. FFmpeg's threads wait for each other, which costs about a
+                tenth of the work: they are worth it only where there are cores without a job.
+        """
         if work.kind == "image":
             return ImageJob(work.source, self.at_least, self.perceptual)
         # Whoever reads the pictures ends a video that goes on for longer; where none come, this does.
-        return VideoJob(work.source, self.sample, end=2 * self.longest)
+        threads = max(1, usable_cores() // (under_way + 1))
+        return VideoJob(work.source, self.sample, end=2 * self.longest, threads=threads)
 
 
 def looking(sample: Sample, longest: float, perceptual: bool, preprocessor: Preprocessor) -> Looking:
@@ -168,7 +175,7 @@ class Intake:
                 if not work.error:
                     self._find(work)
                 if not (work.error or work.reused):
-                    work.pictures = self._decoders.submit(self._how.job(work), work.key)
+                    work.pictures = self._decoders.submit(self._how.job(work, self._decoders.depth), work.key)
                 else:
                     work.holding()
                 work.source = None
