@@ -102,7 +102,7 @@ def cases(photographs: Sequence[Path], count: int, minutes: float, work: Path) -
         folder = work / name
         folder.mkdir()
         for number in range(VIDEOS):  # of different lengths, for equal ones would be reposts
-            looped(clips[name], folder / f"{number}.mp4", 60 * minutes / VIDEOS + 6 * number)
+            looped(clips[name], folder / f"{number}.mp4", 60 * minutes / VIDEOS + 12 * number)
         for sample in SAMPLES:
             yield Case(
                 f"{VIDEOS} videos of {name}, {minutes:g} minutes in all, {sample}", folder, sample=sample
