@@ -11,7 +11,7 @@ from ingestion import LAYOUT, opened, rows
 
 from vsa_rt.contracts import Sentiment, Task
 from vsa_rt.errors import ItemError
-from vsa_rt.pipeline.ingest.assembly import Assembly, Watched
+from vsa_rt.pipeline.ingest.assembly import Assembly, Finished
 from vsa_rt.pipeline.ingest.parts import Parts
 from vsa_rt.pipeline.ingest.records import Kind
 from vsa_rt.pipeline.ingest.summary import Rule
@@ -25,14 +25,14 @@ class Bench:
     def __init__(self, parts: Parts, **options: Any) -> None:
         self.parts, self.tally = parts, Tally()
         self.entered: list[tuple[Kind, str]] = []
-        self.drawn: list[Watched] = []
+        self.drawn: list[Finished] = []
         self.assembly = Assembly(
             parts,
             Rule(LAYOUT.labels, Task.BINARY, window=0.0, shortest=0.0),
             self.tally,
             keep_damaged=options.get("keep_damaged", False),
             entered=lambda kind, content: self.entered.append((kind, content)),
-            watched=self.drawn.append,
+            on_video=self.drawn.append,
         )
 
     def image(self, work: Work, dark: float = 0.25) -> None:

@@ -65,7 +65,7 @@ def test_the_summary_as_json_is_one_document(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--sample", "fps=1", "--fps", "2"), "give one"),
+        (("--sample", "fps=1", "--fps", "2"), "give one of the two"),
         (("--fps", "0"), "over 0"),
         (("--idle", "3"), "give --watch"),
         (("--distance", "3"), "--dedup near"),

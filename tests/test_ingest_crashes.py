@@ -23,8 +23,8 @@ from typing import Any
 
 from vsa_rt.errors import VsaError
 from vsa_rt.pipeline.ingest import durable
+from vsa_rt.pipeline.ingest.layout import Layout
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Layout
 from vsa_rt.pipeline.ingest.parts import Parts
 from vsa_rt.pipeline.ingest.records import Moment, Outcome
 

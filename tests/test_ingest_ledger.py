@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vsa_rt.errors import EnvironmentUnusable, UsageError, VsaError
-from vsa_rt.pipeline.ingest.entries import QUERIES, Entry, Part, State
 from vsa_rt.pipeline.ingest.ledger import NAME, Ledger
+from vsa_rt.pipeline.ingest.ledger_rows import QUERIES, Entry, Part, State
 
 IDENTITY = {"bundle": "b1", "threshold": "0.5"}
 RESULT: dict[str, Any] = {

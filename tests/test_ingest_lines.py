@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vsa_rt.errors import VsaError
 from vsa_rt.pipeline.ingest.formats import columns, encoder
-from vsa_rt.pipeline.ingest.lines import Format, Layout, number, plain, reason, shown
+from vsa_rt.pipeline.ingest.layout import Format, Layout, number, plain, reason, shown
 from vsa_rt.pipeline.ingest.records import Moment, Outcome
 
 LABELS = ("dark", "bright", 'so, "so"')

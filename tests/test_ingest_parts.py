@@ -8,8 +8,8 @@ import pytest
 from ingestion import IDENTITY, LAYOUT, everything, failing, image, keys, moment, opened, rows, video, work
 
 from vsa_rt.errors import UsageError, VsaError
+from vsa_rt.pipeline.ingest.layout import Format, Layout
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Format, Layout
 from vsa_rt.pipeline.ingest.parts import Parts
 from vsa_rt.pipeline.ingest.records import Moment, Outcome
 

@@ -461,8 +461,10 @@ def test_a_bundle_that_takes_objects_reads_them_beside_each_image(
     objects = np.load(f"{images[0]}.objects.npy")
     np.save(source / f"{same}.objects.npy", objects * 2 + 1)
     shutil.copy(images[0], source / without)
+    some_video(source / "v.mp4")
     ingest(wired_bundle, [str(source)], tmp_path / "out", IngestOptions())
     found = by_name(tmp_path / "out")
+    assert "reads objects beside each image" in failures(tmp_path / "out")["v.mp4"]
     assert set(found) == {*(i.name for i in images), same}
     assert f"no file {without}.objects.npy beside it" in failures(tmp_path / "out")[without]
     assert found[same]["reused"] is None

@@ -24,8 +24,8 @@ from rich.cells import cell_len
 from vsa_rt.errors import ItemError
 from vsa_rt.pipeline.ingest.report import IngestReport
 from vsa_rt.pipeline.ingest.tally import Numbers, Tally
-from vsa_rt.render.ingest import LogLines, progress_line, shown
-from vsa_rt.render.ingested import summary
+from vsa_rt.render.ingest_progress import LogLines, progress_line, shown
+from vsa_rt.render.ingest_summary import summary
 from vsa_rt.runtime.watch import Depths
 
 NUMBERS = Numbers(
@@ -150,7 +150,7 @@ def test_how_long_it_runs(seconds: float, said: str) -> None:
 RUN = """
 import sys, threading, time
 from vsa_rt.pipeline.ingest.tally import Tally
-from vsa_rt.render.ingest import shown
+from vsa_rt.render.ingest_progress import shown
 tally = Tally()
 with shown(tally):
     for number in range(100):

@@ -39,7 +39,7 @@ d.video = video
 
 def planted(code: str) -> list[str]:
     """A command for `Decoder`: the decoder's program, after some code that sees its module as ``d``."""
-    begin = f"import sys; sys.path[:] = {sys.path!r}; import vsa_rt.pipeline.ingest.decoder as d"
+    begin = f"import sys; sys.path[:] = {sys.path!r}; import vsa_rt.pipeline.ingest.decoder_main as d"
     return [sys.executable, "-c", f"{begin}\n{code}\nd.main()"]
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vsa_rt.pipeline.ingest.layout import Layout
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Layout
 from vsa_rt.pipeline.ingest.parts import Parts
 from vsa_rt.pipeline.ingest.records import Moment, Outcome
 

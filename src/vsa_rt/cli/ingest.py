@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vsa_rt.cli.app import FAILED, app
-from vsa_rt.cli.options import AsJson, OnePrecision, OneTarget, ResampleOption
+from vsa_rt.cli.options import AsJson, OnePrecision, OneTarget, ResampleOption, sample_of
 from vsa_rt.contracts import Target
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 
 if TYPE_CHECKING:
-    from vsa_rt.pipeline.ingest.assembly import Watched
+    from vsa_rt.pipeline.ingest.assembly import Finished
 
 #: What a shell reports of a command that an interrupt ended.
 _INTERRUPTED = 130
@@ -116,7 +116,7 @@ def ingest(
     ] = 86_400.0,
     part_items: Annotated[
         int, typer.Option(metavar="N", min=1, help="Write a part of the output after so many items,")
-    ] = 4096,
+    ] = 1024,
     part_seconds: Annotated[float, typer.Option(metavar="SECONDS", help="or after so many seconds.")] = 60.0,
     metrics_port: Annotated[
         int | None,
@@ -145,10 +145,7 @@ def ingest(
     from vsa_rt.pipeline.ingest.tally import Tally
     from vsa_rt.pipeline.ingest.watch import Watch
     from vsa_rt.render.tables import random_weights
-    from vsa_rt.runtime.sampling import Sample
 
-    if sample is not None and fps is not None:
-        raise UsageError("--sample and --fps: both say which frames are looked at; give one")
     if idle is not None and not watch:
         raise UsageError("--idle: says when --watch ends; give --watch, too")
     if distance is not None and dedup is not Dedup.NEAR:
@@ -158,7 +155,7 @@ def ingest(
     with ExitStack() as stack:
         stop = stack.enter_context(_stopped_by_signals())
         options = IngestOptions(
-            sample=Sample.parse(f"fps={fps}" if fps is not None else sample or "fps=1"),
+            sample=sample_of(sample, fps),
             glob=glob,
             watch=Watch(idle=idle, stop=stop) if watch else None,
             format=output.value,
@@ -175,7 +172,7 @@ def ingest(
             resample=resample,
             batch=batch,
             threads=threads,
-            watched=_drawn_into(out / "timelines", opened.manifest.labels) if timeline else None,
+            on_video=_drawn_into(out / "timelines", opened.manifest.labels) if timeline else None,
         )
         if metrics_port is not None:
             from vsa_rt.pipeline.ingest.metrics import serve
@@ -192,11 +189,11 @@ def ingest(
         raise typer.Exit(FAILED)
 
 
-def _drawn_into(folder: Path, labels: Sequence[str]) -> Callable[[Watched], None]:
+def _drawn_into(folder: Path, labels: Sequence[str]) -> Callable[[Finished], None]:
     """Draws videos; one that cannot be drawn keeps its result."""
     from vsa_rt import render
 
-    def draw(video: Watched) -> None:
+    def draw(video: Finished) -> None:
         try:
             render.TimelineWriter(folder).write(
                 video.key, video.track.seconds, video.track.scores, labels, video.summary, video.thumbnails

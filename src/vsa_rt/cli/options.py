@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from vsa_rt.budget import Budget
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.errors import UsageError
 from vsa_rt.label_sets import LABEL_SETS
+
+if TYPE_CHECKING:
+    from vsa_rt.runtime.sampling import Sample
 
 
 class Format(str, Enum):
@@ -106,6 +109,19 @@ ResampleOption = Annotated[
     Resample | None,
     typer.Option(help="`exact` as the weights' own transform, or `fast`; default: the recipe's."),
 ]
+
+
+def sample_of(sample: str | None, fps: str | None) -> Sample:
+    """Which frames of videos ``--sample`` and ``--fps`` say; one a second where neither is given.
+
+    Raises:
+        UsageError: Both are given, or the rule is none.
+    """
+    from vsa_rt.runtime.sampling import Sample
+
+    if sample is not None and fps is not None:
+        raise UsageError(f"--fps {fps}: short for --sample fps={fps}; give one of the two")
+    return Sample.parse(f"fps={fps}" if fps is not None else sample or "fps=1")
 
 
 def weights_of(entries: list[str] | None) -> dict[str, Path]:

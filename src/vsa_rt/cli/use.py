@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vsa_rt.cli.app import FAILED, app, reader_may_leave, shown_progress
-from vsa_rt.cli.options import AsJson, Format, OnePrecision, OneTarget, ResampleOption, Weights, weights_of
+from vsa_rt.cli.options import (
+    AsJson,
+    Format,
+    OnePrecision,
+    OneTarget,
+    ResampleOption,
+    Weights,
+    sample_of,
+    weights_of,
+)
 from vsa_rt.contracts import Target
 from vsa_rt.errors import UsageError
 
 if TYPE_CHECKING:
     from vsa_rt.pipeline.looks import Subject
-    from vsa_rt.runtime.sampling import Sample
 
 
 @app.command()
@@ -30,17 +38,6 @@ def inspect(
     opened = Bundle.open(bundle)
     opened.verify()
     render.manifest(opened.manifest, bundle, as_json)
-
-
-def _sample_of(sample: str | None, fps: str | None) -> Sample:
-    """Which frames of videos are looked at."""
-    from vsa_rt.runtime.sampling import Sample
-
-    if sample is not None and fps is not None:
-        raise UsageError(f"--fps {fps}: short for --sample fps={fps}; give one of the two")
-    if sample is not None:
-        return Sample.parse(sample)
-    return Sample("fps") if fps is None else Sample.parse(f"fps={fps}")
 
 
 def _check_subjects(subjects: Sequence[Subject], maps: Path | None) -> None:
@@ -112,7 +109,7 @@ def run(
     from vsa_rt.runtime.load import load
     from vsa_rt.runtime.sources import items_from_paths
 
-    rule = _sample_of(sample, fps)
+    rule = sample_of(sample, fps)
 
     if map_label is not None and maps is None:
         raise UsageError("--map-label: says whose map is written; name a folder with --map DIR")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vsa_rt.contracts import Sentiment
 from vsa_rt.errors import EnvironmentUnusable, ItemError
 from vsa_rt.pipeline.ingest.kinds import IMAGE_SUFFIXES, is_camera, suffix
-from vsa_rt.pipeline.ingest.records import Kind, Moment
+from vsa_rt.pipeline.ingest.records import Kind, Moment, frames_lack
 from vsa_rt.pipeline.ingest.summary import Rule, Track
 from vsa_rt.runtime.sampling import Sample
 from vsa_rt.runtime.video import video
@@ -191,19 +191,13 @@ class Looks:
                 self._steps.append(subject)
                 yield subject.source
                 continue
-            error = subject.error or self._refusal()
+            preprocessor = self._runtime.preprocessor
+            error = subject.error or frames_lack(() if preprocessor is None else preprocessor.rows)
             if not error:
                 error = yield from self._frames(subject)
             end = _End(subject, error)
             self._steps.append(end)
             yield end
-
-    def _refusal(self) -> str:
-        """Why no video can be looked at; empty if it can."""
-        preprocessor = self._runtime.preprocessor
-        if preprocessor is None or not preprocessor.rows:
-            return ""
-        return f"a video, and this bundle reads {', '.join(preprocessor.rows)} beside each image, which frames do not have"
 
     def _frames(self, subject: Subject) -> Generator[Any, None, str]:
         """Put the frames of a video into the stream.
@@ -231,7 +225,7 @@ class Looks:
             return Look(step.name, answer)
         if isinstance(step, _Frame):
             self._current = step.subject
-            self._track.add(_moment(step, answer))
+            self._track.add(Moment.of(step.seconds, step.index, answer))
             return Look(step.subject.name, answer, step.seconds, step.index)
         if step.subject.kind == "image":
             return Look(step.subject.name, ItemError(step.subject.name, step.error))
@@ -244,9 +238,3 @@ class Looks:
         if track.failed:
             reasons.append(f"{track.failed:,} of {frames:,} frames have no result: {track.error}")
         return Whole(subject.name, frames, track.summary(self._rule), "; ".join(reasons))
-
-
-def _moment(step: _Frame, answer: Sentiment | ItemError) -> Moment:
-    if isinstance(answer, ItemError):
-        return Moment(step.seconds, step.index, None, error=answer.reason)
-    return Moment(step.seconds, step.index, answer.label, answer.labels, answer.scores)

@@ -3,8 +3,8 @@
 from vsa_rt.render.bench import bench_report
 from vsa_rt.render.bundles import check, manifest
 from vsa_rt.render.comparison import baselines, comparison
-from vsa_rt.render.ingest import shown as shown_ingest
-from vsa_rt.render.ingested import summary as ingest_summary
+from vsa_rt.render.ingest_progress import shown as shown_ingest
+from vsa_rt.render.ingest_summary import summary as ingest_summary
 from vsa_rt.render.machine import diagnosis
 from vsa_rt.render.overlay import MapWriter
 from vsa_rt.render.pages import require_pages, write_report

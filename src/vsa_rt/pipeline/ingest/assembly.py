@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vsa_rt.errors import ItemError
 from vsa_rt.pipeline.ingest.parts import Parts
 from vsa_rt.pipeline.ingest.records import Kind, Moment, Outcome
 from vsa_rt.pipeline.ingest.scoring import Answer
@@ -21,7 +20,7 @@ _COUNTED: dict[Kind, Event] = {"image": "images", "video": "videos", "feed": "fe
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class Finished:
     """A video or a window of a feed that came to its end, for whoever draws it.
 
     Attributes:
@@ -48,7 +47,7 @@ class Assembly:
         tally: Counts.
         keep_damaged: Whether what could be read of a damaged video counts as its result.
         entered: Told of the bytes that the ledger knows by now.
-        watched: Takes videos that came to their end.
+        on_video: Takes videos that came to their end.
     """
 
     def __init__(
@@ -59,17 +58,17 @@ class Assembly:
         *,
         keep_damaged: bool,
         entered: Callable[[Kind, str], None],
-        watched: Callable[[Watched], None] | None,
+        on_video: Callable[[Finished], None] | None,
     ) -> None:
         self._parts, self._rule, self._tally = parts, rule, tally
-        self._keep_damaged, self._entered, self._watched = keep_damaged, entered, watched
+        self._keep_damaged, self._entered, self._on_video = keep_damaged, entered, on_video
         self._waiting: list[tuple[Kind, str]] = []
         self._held: dict[Work, list[End]] = {}
 
     def look(self, look: Look, answer: Answer) -> None:
         """The engine answered for a picture."""
         work = look.work
-        moment = _moment(look, answer)
+        moment = Moment.of(look.seconds, look.index, answer)
         self._tally.add("frames")
         work.moments.append(moment)
         if work.kind == "image":
@@ -155,13 +154,7 @@ class Assembly:
             summary["damage"] = end.error
         if work.kind == "feed":
             summary["dropped"] = work.dropped
-        if self._watched is not None:
+        if self._on_video is not None:
             kept_thumbnails = work.thumbnails.kept if work.thumbnails is not None else []
-            self._watched(Watched(work.key, work.kind, track, summary, kept_thumbnails))
+            self._on_video(Finished(work.key, work.kind, track, summary, kept_thumbnails))
         return Outcome(work.key, work.kind, tuple(work.moments), work.content, summary=summary)
-
-
-def _moment(look: Look, answer: Answer) -> Moment:
-    if isinstance(answer, ItemError):
-        return Moment(look.seconds, look.index, None, error=answer.reason)
-    return Moment(look.seconds, look.index, answer.label, answer.labels, answer.scores)

@@ -20,7 +20,9 @@ START = 60.0
 #: (SIGSTOP), or its timer was taken by a library.
 GRACE = 5.0
 # The parent's search path is the child's before it imports anything: not the working directory, which is `-c`'s.
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:-1]; from vsa_rt.pipeline.ingest.decoder import main; main()"
+_PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1:-1]; from vsa_rt.pipeline.ingest.decoder_main import main; main()"
+)
 
 
 class Ended(Exception):

@@ -1,258 +1,254 @@
-"""The program of a decoder process: takes jobs from its parent, gives pictures, and ends with it.
-
-Files come from strangers, and decoders are native code: a file may crash one, make it hang, or make it take all memory.
-So the process is made to be lost. While it works, a timer of the kernel runs that every sign of progress starts again; if
-it runs out, the signal ends the process, whatever its threads are in and whether or not its parent still lives. Where
-memory runs out, the kernel chooses this process before others.
-"""
+"""One decoder process, looked after: given jobs, replaced when it was lost, ended when it is to end."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import queue
-import signal
-import socket
-import sys
 import threading
-import time
-from collections import deque
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
-from vsa_rt.pipeline.ingest.duplicates import perceptual_hash
-from vsa_rt.pipeline.ingest.pictures import ImageJob, VideoJob
-from vsa_rt.pipeline.ingest.wire import Wire, contents, job_of, memory
-from vsa_rt.runtime.decode import decode
-from vsa_rt.runtime.video import video
+from vsa_rt.pipeline.ingest.child import Child, Ended
+from vsa_rt.pipeline.ingest.pictures import Picture, VideoJob
+from vsa_rt.pipeline.ingest.wire import job_message, mapped, memory
+from vsa_rt.runtime.video_kind import address
 
-#: Bytes of pictures that may wait for the parent's reader: ten of 1080p. A picture larger than that waits alone, and
-#: the next one is decoded when it was taken.
-BUDGET = 2**26
-#: Seconds between two signs of life.
-BEAT = 1.0
-#: Of one sentence.
-_LONGEST_REASON = 2000
+if TYPE_CHECKING:
+    from vsa_rt.pipeline.ingest.pictures import Job
+
+#: Why a job that somebody ended has no more pictures.
+STOPPED = "its decoding was stopped"
 
 
-def main() -> None:
-    """Serve the parent whose socket the last argument names, until it is gone."""
-    _set_up()
-    descriptor = int(sys.argv[-1])
-    os.set_inheritable(descriptor, False)
-    wire = Wire(socket.socket(fileno=descriptor))
-    inbox = Inbox(wire)
-    wire.send({"ready": True})
-    while True:
-        Task(wire, inbox, *inbox.jobs.get()).run()
-
-
-def _set_up() -> None:
-    # What a process begins with is its parent's: whoever blocks or ignores alarms there must not do so here.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    # Ctrl-C is for the parent, which decides what is finished first.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
-
-
-class Inbox:
-    """What the parent says, heard by a thread of its own: it ends the process when the parent is gone.
-
-    Args:
-        wire: Read here alone.
+class Run:
+    """One job on its way through a decoder.
 
     Attributes:
-        jobs: To be done, each with the memory file of its encoded bytes if it has any.
+        stopped: Somebody ended it.
+        number: The decoder's, of its jobs.
+        taken: Pictures that the reader took.
+        decode_seconds: Processor time so far, also of what became no picture.
     """
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self.jobs: queue.SimpleQueue[tuple[dict[str, Any], int | None]] = queue.SimpleQueue()
-        self._changed = threading.Condition()
-        self._number = self._taken = 0
-        threading.Thread(target=self._listen, name="vsa-decoder-inbox", daemon=True).start()
-
-    def taken(self, number: int, beyond: int, seconds: float) -> int:
-        """Wait until the parent's reader took more of a job's pictures.
-
-        Args:
-            number: The job's.
-            beyond: As many are known to be taken.
-            seconds: To wait at most.
-
-        Returns:
-            How many are taken.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._of(number) > beyond, seconds)
-            return self._of(number)
-
-    def _of(self, number: int) -> int:
-        return self._taken if self._number == number else 0
-
-    def _listen(self) -> None:
-        parent = os.getppid()
-        while True:
-            try:
-                message, descriptor = self._wire.receive(BEAT)
-            except TimeoutError:
-                # A process that the parent forked may hold its end open.
-                if os.getppid() != parent:
-                    os._exit(0)
-                continue
-            except (EOFError, ValueError, OSError):
-                os._exit(0)
-            if "taken" in message:
-                with self._changed:
-                    self._number, self._taken = message["number"], message["taken"]
-                    self._changed.notify_all()
-            else:
-                self.jobs.put((message, descriptor))
+    def __init__(self) -> None:
+        self.stopped = False
+        self.number = 0
+        self.taken = 0
+        self.decode_seconds = 0.0
 
 
-class Task:
-    """One job, from its message to its end.
+class Decoder:
+    """One decoder process, which does one job at a time.
 
     Args:
-        wire: Where pictures go.
-        inbox: Says how many of them were taken.
-        message: The job.
-        content: The memory file of its encoded bytes, if it has any.
+        limit: Seconds without progress after which the process is ended; of an address, besides those that its server
+            may be silent.
+        ahead: Pictures that may be decoded and not taken; fewer of large ones, see
+            `vsa_rt.pipeline.ingest.decoder_main.BUDGET`.
+        command: What to run rather than this package's decoder.
+
+    Raises:
+        UsageError: A limit or a number that is none.
     """
 
-    def __init__(self, wire: Wire, inbox: Inbox, message: dict[str, Any], content: int | None) -> None:
-        self._wire, self._inbox = wire, inbox
-        self._number: int = message["number"]
-        self._ahead: int = message["ahead"]
-        self._limit: float = message["limit"]
-        self._message, self._content = message, content
-        self._beat = time.monotonic()
-        self._processor = time.process_time()
-        self._waiting: deque[int] = deque()  # sizes of pictures that were sent and not taken
-        self._taken = 0
+    def __init__(self, limit: float = 60.0, ahead: int = 4, *, command: Sequence[str] | None = None) -> None:
+        if not (math.isfinite(limit) and limit > 0):
+            raise UsageError(f"a time limit of {limit} s; expected seconds over 0")
+        if ahead < 1:
+            raise UsageError(f"{ahead} pictures ahead; expected 1 or more")
+        self._limit, self._ahead, self._command = limit, ahead, command
+        self._lock = threading.RLock()
+        self._child: Child | None = None
+        self._run: Run | None = None
+        self._number = 0
+        self._closed = False
 
-    def run(self) -> None:
-        """Do the job; whatever is wrong with it is said, and the process lives on."""
-        _forget_stderr()
-        self._tell({"begun": self._number})
+    @property
+    def pid(self) -> int | None:
+        """Of the process; ``None`` while there is none."""
+        with self._lock:
+            return None if self._child is None else self._child.pid
+
+    def pictures(self, job: Job, item: str) -> Generator[Picture, None, None]:
+        """Do a job. Closing the iterator early ends it, and with a video the process.
+
+        Args:
+            job: What to decode.
+            item: What to call it in an error.
+
+        Returns:
+            The pictures: of an image one.
+
+        Raises:
+            ItemError: While iterating: it cannot be decoded, or its decoder was lost; pictures before came before.
+            UsageError: While iterating: the decoder is closed, or at another job, or the job asks for what cannot be.
+            EnvironmentUnusable: While iterating: a library is missing, or no process starts.
+        """
+        run = Run()
+        with contextlib.closing(self.received(job, item, run)) as received:
+            for picture in received:
+                yield picture
+                self.taken(run)
+
+    def received(self, job: Job, item: str, run: Run) -> Generator[Picture, None, None]:
+        """As ``pictures``, but whoever takes them calls ``taken``.
+
+        Args:
+            job: What to decode.
+            item: What to call it in an error.
+            run: A new one.
+        """
         try:
-            job = job_of(self._message, None if self._content is None else contents(self._content))
-            if isinstance(job, ImageJob):
-                self._image(job)
-                return
-            self._video(job)
-        except ItemError as error:
-            self._fail("item", error.reason)
-        except UsageError as error:
-            self._fail("usage", str(error))
-        except EnvironmentUnusable as error:
-            self._fail("environment", str(error))
-        except MemoryError:
-            self._fail("item", "not enough memory to decode it")
-        except Exception as error:  # noqa: BLE001 - of whatever kind: it is this job's alone
-            self._fail("item", f"internal error: {error!r}")
-        else:
-            self._rest()
-            self._tell({"end": self._number, "decode_seconds": self._spent()})
-
-    def _image(self, job: ImageJob) -> None:
-        self.alive()
-        pixels = decode(job.source, item="image", at_least=job.at_least)
-        perceptual = perceptual_hash(pixels) if job.perceptual else ""
-        self._give(pixels, {"perceptual": perceptual, "last": True})
-
-    def _video(self, job: VideoJob) -> None:
-        self.alive()
-        frames = video(
-            job.source,
-            job.sample,
-            end=job.end,
-            timeout=job.timeout,
-            format=job.format,
-            threads=job.threads,
-            alive=self.alive,
-        )
-        for frame in frames:
-            size = frame.pixels.nbytes
-            self._give(frame.pixels, {"seconds": frame.seconds, "index": frame.index})
-            del frame
-            self._wait_for_room(size)
-            self.alive()
-
-    # Progress
-
-    def alive(self) -> None:
-        """There is progress: the time limit begins anew, and now and then the parent hears of it."""
-        signal.setitimer(signal.ITIMER_REAL, self._limit)
-        now = time.monotonic()
-        if now - self._beat >= BEAT:
-            self._beat = now
-            self._tell({"alive": self._number}, wait=False)
-
-    def _rest(self) -> None:
-        """Nothing is being worked on: there is no time limit."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _spent(self) -> float:
-        before, self._processor = self._processor, time.process_time()
-        return self._processor - before
-
-    def _wait_for_room(self, size: int) -> None:
-        """Wait until another picture of a size may be decoded; no time limit has run since the one before was given."""
-        while self._waiting and (len(self._waiting) >= self._ahead or sum(self._waiting) + size > BUDGET):
-            taken = self._inbox.taken(self._number, self._taken, BEAT)
-            if taken == self._taken:
-                self._tell({"alive": self._number}, wait=False)
-            for _ in range(taken - self._taken):
-                self._waiting.popleft()
-            self._taken = taken
-
-    # Talking
-
-    def _give(self, pixels: NDArray[np.uint8], about: dict[str, Any]) -> None:
-        descriptor = memory(np.ascontiguousarray(pixels).data)
-        # Without a time limit: it is the parent's time if its end is full.
-        self._rest()
-        try:
-            self._tell(
-                {
-                    "picture": self._number,
-                    "height": pixels.shape[0],
-                    "width": pixels.shape[1],
-                    "decode_seconds": self._spent(),
-                    **about,
-                },
-                descriptor,
-            )
+            child = self._begun(job, item, run)
+            del job  # its bytes are the decoder's by now
+            over = False
+            while not over:
+                message, descriptor = self._heard(child, item, run)
+                run.decode_seconds += message.get("decode_seconds", 0.0)
+                over = "end" in message or "error" in message or bool(message.get("last"))
+                picture = _picture(message, descriptor, child, item) if "picture" in message else None
+                if over:
+                    self._leave(run, keep=True)
+                if "error" in message:
+                    raise _error(message, item)
+                if picture is not None:
+                    yield picture
+                    del picture  # the next one may be long in coming
         finally:
-            os.close(descriptor)
-        self._waiting.append(pixels.nbytes)
+            self._leave(run, keep=False)
 
-    def _fail(self, kind: str, reason: str) -> None:
-        self._rest()
-        self._tell(
-            {
-                "error": self._number,
-                "kind": kind,
-                "reason": reason[:_LONGEST_REASON],
-                "decode_seconds": self._spent(),
-            }
-        )
+    def taken(self, run: Run) -> None:
+        """The reader took a picture of a run: another one may be decoded."""
+        run.taken += 1
+        with self._lock:
+            if self._run is run and self._child is not None:
+                # Whoever waits for the pictures sees that the process is gone.
+                with contextlib.suppress(OSError):
+                    self._child.wire.send({"number": run.number, "taken": run.taken})
 
-    def _tell(self, message: dict[str, Any], descriptor: int | None = None, *, wait: bool = True) -> None:
+    def interrupt(self, run: Run | None = None) -> None:
+        """From another thread: end the job under way at once, whatever it does; it has an ``ItemError`` in its place.
+
+        Args:
+            run: End this one, or do not let it begin; ``None``: whatever is under way, if anything is.
+        """
+        with self._lock:
+            if run is not None:
+                run.stopped = True
+            if self._run is not None and run in (None, self._run):
+                self._run.stopped = True
+                if self._child is not None:
+                    self._child.kill()
+
+    def close(self) -> None:
+        """End the process; a job under way is interrupted."""
+        with self._lock:
+            self._closed = True
+            self.interrupt()
+            if self._child is None:
+                return
+            if self._run is None:
+                self._drop(self._child)
+            else:  # its reader may be waiting for a message, and lets go of the rest
+                self._child.end()
+
+    # Beginning and ending
+
+    def _begun(self, job: Job, item: str, run: Run) -> Child:
+        """The process with the job begun. One that was lost while it had nothing to do is replaced."""
+        again = True
+        while True:
+            child = self._ready(item, run)
+            content = None
+            try:
+                content = memory(job.source) if isinstance(job.source, bytes) else None
+                message = job_message(job) | {"number": run.number, "ahead": self._ahead}
+                child.begin(message, content, self._limit_of(job))
+                return child
+            except Ended:
+                why = STOPPED if run.stopped else child.why()
+                self._drop(child)
+                if run.stopped or not again:
+                    raise ItemError(item, why) from None
+                again = False
+            except (OSError, ValueError) as error:
+                reason = f"it cannot be handed to a decoder: {getattr(error, 'strerror', None) or error}"
+                raise ItemError(item, reason) from None
+            finally:
+                if content is not None:
+                    os.close(content)
+
+    def _ready(self, item: str, run: Run) -> Child:
+        with self._lock:
+            if run.stopped:
+                raise ItemError(item, STOPPED)
+            if self._closed:
+                raise UsageError(f"{item}: the decoder is closed")
+            if self._run not in (None, run):
+                raise UsageError(f"{item}: the decoder is at another job; read it to its end, or close it")
+            self._run = run
+            self._number += 1
+            run.number = self._number
+            if self._child is None:
+                self._child = Child(self._command)
+            child = self._child
         try:
-            self._wire.send(message, descriptor, wait=wait)
-        except ConnectionError:
-            os._exit(0)
+            child.wait_until_ready()
+        except Ended:
+            why = child.why()
+            if run.stopped:
+                raise ItemError(item, STOPPED) from None
+            raise EnvironmentUnusable(f"a decoder process does not start: {why}") from None
+        return child
+
+    def _leave(self, run: Run, *, keep: bool) -> None:
+        """A run is over; the process is kept if it is ready for another."""
+        with self._lock:
+            if self._run is not run:
+                return
+            self._run = None
+            if self._child is not None and (not keep or run.stopped or self._closed):
+                self._drop(self._child)
+
+    def _drop(self, child: Child) -> None:
+        with self._lock:
+            if self._child is child:
+                self._child = None
+        child.close()
+
+    def _limit_of(self, job: Job) -> float:
+        silent = isinstance(job, VideoJob) and isinstance(job.source, str) and address(job.source)
+        return self._limit + (job.timeout if isinstance(job, VideoJob) and silent else 0.0)
+
+    def _heard(self, child: Child, item: str, run: Run) -> tuple[dict[str, Any], int | None]:
+        try:
+            return child.receive()
+        except Ended:
+            raise ItemError(item, STOPPED if run.stopped else child.why()) from None
 
 
-def _forget_stderr() -> None:
-    """What libraries printed about earlier files is of no use, and would grow for ever."""
-    with contextlib.suppress(OSError):  # a terminal, or a pipe
-        os.ftruncate(2, 0)
-        os.lseek(2, 0, os.SEEK_SET)
+def _picture(message: dict[str, Any], descriptor: int | None, child: Child, item: str) -> Picture:
+    if descriptor is None:  # the system delivers the message without it
+        raise ItemError(item, "its picture did not arrive: too many open files; raise the limit (ulimit -n)")
+    try:
+        pixels = mapped(descriptor, message["height"], message["width"])
+    except (OSError, ValueError) as error:
+        child.fail(str(error))
+        raise ItemError(item, child.why()) from None
+    return Picture(
+        pixels,
+        message.get("seconds", 0.0),
+        message.get("index", 0),
+        message["decode_seconds"],
+        message.get("perceptual", ""),
+    )
+
+
+def _error(message: dict[str, Any], item: str) -> ItemError | UsageError | EnvironmentUnusable:
+    if message["kind"] == "usage":
+        return UsageError(message["reason"])
+    if message["kind"] == "environment":
+        return EnvironmentUnusable(message["reason"])
+    return ItemError(item, message["reason"])

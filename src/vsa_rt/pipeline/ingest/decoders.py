@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
+from vsa_rt.pipeline.ingest.decoder import STOPPED, Decoder, Run
 from vsa_rt.pipeline.ingest.pictures import ImageJob, Picture, VideoJob
-from vsa_rt.pipeline.ingest.supervisor import STOPPED, Decoder, Run
 
 if TYPE_CHECKING:
     from vsa_rt.pipeline.ingest.pictures import Job

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 from vsa_rt.errors import needs
-from vsa_rt.pipeline.ingest.lines import Family, Format, Layout, Row, shown
+from vsa_rt.pipeline.ingest.layout import Family, Format, Layout, Row, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa

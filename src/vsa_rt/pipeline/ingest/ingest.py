@@ -25,12 +25,12 @@ from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.doctor import usable_cores
 from vsa_rt.errors import ItemError, UsageError
 from vsa_rt.manifest import Manifest
-from vsa_rt.pipeline.ingest.assembly import Assembly, Watched
+from vsa_rt.pipeline.ingest.assembly import Assembly, Finished
 from vsa_rt.pipeline.ingest.decoders import Decoders
 from vsa_rt.pipeline.ingest.duplicates import NearDuplicates
 from vsa_rt.pipeline.ingest.intake import Intake, looking
+from vsa_rt.pipeline.ingest.layout import Format, Layout
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Format, Layout
 from vsa_rt.pipeline.ingest.parts import NBYTES, PIECES, SECONDS, Parts
 from vsa_rt.pipeline.ingest.report import IngestReport
 from vsa_rt.pipeline.ingest.scoring import Scoring
@@ -79,7 +79,7 @@ class IngestOptions:
         resample: How the host resizes; ``None``: as the recipe says.
         batch: Pictures of an engine call; ``None``: max-batch.
         threads: Cores of the engine; ``None``: all.
-        watched: Takes videos that came to their end, with small pictures of them.
+        on_video: Takes videos that came to their end, with small pictures of them.
     """
 
     sample: Sample = field(default_factory=lambda: Sample("fps"))
@@ -101,7 +101,7 @@ class IngestOptions:
     resample: Resample | None = None
     batch: int | None = None
     threads: int | None = None
-    watched: Callable[[Watched], None] | None = None
+    on_video: Callable[[Finished], None] | None = None
 
     def __post_init__(self) -> None:
         for name in ("window", "timeout", "longest", "part_seconds"):
@@ -268,7 +268,7 @@ class _Run:
             intake.works,
             near,
             options.longest,
-            Thumbnails if options.watched is not None else None,
+            Thumbnails if options.on_video is not None else None,
             self._tally,
         )
         scoring = Scoring(
@@ -288,7 +288,7 @@ class _Run:
             self._tally,
             keep_damaged=options.keep_damaged,
             entered=intake.entered,
-            watched=options.watched,
+            on_video=options.on_video,
         )
         over = threading.Event()
         try:

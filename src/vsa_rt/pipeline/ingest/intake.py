@@ -25,7 +25,7 @@ from vsa_rt.pipeline.ingest.duplicates import content_hash
 from vsa_rt.pipeline.ingest.ledger import Ledger
 from vsa_rt.pipeline.ingest.members import open_regular, why
 from vsa_rt.pipeline.ingest.opening import Openers, Opening
-from vsa_rt.pipeline.ingest.records import Kind, Piece
+from vsa_rt.pipeline.ingest.records import Kind, Piece, frames_lack
 from vsa_rt.pipeline.ingest.tally import Tally
 from vsa_rt.pipeline.ingest.work import Work
 from vsa_rt.runtime.companions import tensors_of
@@ -144,6 +144,8 @@ class Intake:
         piece = opening.piece
         work = _source_of(piece)
         try:
+            if work.kind != "image" and self._how.tensors:
+                work.error = frames_lack(self._how.tensors)
             if not work.error:
                 self._hash(work, opening.moved)
         except ItemError as error:

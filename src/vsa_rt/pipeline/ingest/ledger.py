@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vsa_rt.errors import EnvironmentUnusable, UsageError, VsaError
 from vsa_rt.pipeline.ingest import durable
-from vsa_rt.pipeline.ingest.entries import (
+from vsa_rt.pipeline.ingest.layout import shown
+from vsa_rt.pipeline.ingest.ledger_rows import (
     APPLICATION,
     ENTER,
     QUERIES,
@@ -33,9 +34,8 @@ from vsa_rt.pipeline.ingest.entries import (
     key_text,
     values_of,
 )
-from vsa_rt.pipeline.ingest.files import results_in
-from vsa_rt.pipeline.ingest.lines import shown
 from vsa_rt.pipeline.ingest.lock import Lock
+from vsa_rt.pipeline.ingest.part_files import results_in
 from vsa_rt.pipeline.ingest.records import Kind
 
 if TYPE_CHECKING:

@@ -15,20 +15,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from vsa_rt.errors import EnvironmentUnusable, VsaError
-from vsa_rt.pipeline.ingest import durable, quarantine
-from vsa_rt.pipeline.ingest.entries import Entry, Part, State
-from vsa_rt.pipeline.ingest.files import part_file, recover
+from vsa_rt.pipeline.ingest import durable, failures
 from vsa_rt.pipeline.ingest.formats import encoder
+from vsa_rt.pipeline.ingest.layout import FAMILIES, Family, Layout, Row, reason, shown
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import FAMILIES, Family, Layout, Row, reason, shown
+from vsa_rt.pipeline.ingest.ledger_rows import Entry, Part, State
+from vsa_rt.pipeline.ingest.part_files import part_file, recover
 from vsa_rt.pipeline.ingest.records import Kind, Moment, Outcome
 from vsa_rt.pipeline.ingest.spool import Spool
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: When a part is full: pieces, bytes of rows, and seconds since its first piece; what a killed run computes again.
-PIECES = 4096
+#: When a part is full: pieces, bytes of rows, and seconds since its first piece; what a killed run computes again, and what
+#: it holds in memory (about 3 KB for each piece that waits).
+PIECES = 1024
 NBYTES = 32 << 20
 SECONDS = 60.0
 
@@ -78,7 +79,7 @@ class Parts:
         self._entries: dict[str, Entry] = {}
         with self._stopping():
             self.notes = recover(ledger.folder, ledger.parts(), layout.format)
-            quarantine.write(ledger, layout)
+            failures.write(ledger, layout)
             self._begin()
 
     def _begin(self) -> None:
@@ -143,7 +144,7 @@ class Parts:
     def add(self, outcome: Outcome, perceptual: str = "") -> bool:
         """Take a piece's outcome; a part that is full with it is written.
 
-        A piece that failed (``lines.reason``) goes to the quarantine list, and its frames are dropped. One with
+        A piece that failed (``layout.reason``) goes to the list of failures, and its frames are dropped. One with
         ``reused`` gets the result of the piece that it names, and no rows of frames: those are found under that key.
 
         Args:
@@ -240,11 +241,11 @@ class Parts:
         with self._stopping():
             self._ledger.check_there()
             part = self._write() if self._rows["items"].rows else None
-            failures = self._ledger.enter(part, list(self._entries.values()))
+            changed = self._ledger.enter(part, list(self._entries.values()))
             self._close_rows()
             self._begin()
-            if failures:
-                quarantine.write(self._ledger, self._layout)
+            if changed:
+                failures.write(self._ledger, self._layout)
 
     def _write(self) -> Part:
         """The part's files, under their names and on the disk."""

@@ -1,10 +1,26 @@
-"""What travels through ingestion: pieces to look at, and what each of them said."""
+"""What travels through ingestion: pieces to look at, and what each of them said.
+
+Words of this folder, in the order of the way:
+
+- source: a word of the command line, or a line of a list;
+- piece: one thing to look at, which users call an item: an image, a video, a window of a feed;
+- work: a piece that is under way (`work`); job: what a decoder does for it (`pictures`); picture: what it gives;
+- look: a picture that is sent to the engine, and end: no more of them follow (`work`);
+- moment: what one picture said; outcome: what a piece said, or why it says nothing;
+- row: how that is written (`layout`); entry: what the ledger keeps of it (`ledger_rows`); part: files of rows that appear
+  together;
+- identity: what the results of a folder depend on, so that others do not mix with them; of a file, what it is however it is
+  named (`folders`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from vsa_rt.contracts import Sentiment
+from vsa_rt.errors import ItemError
 
 #: What a piece is: one picture; a file of frames with an end; a feed without one, cut into windows of time.
 Kind = Literal["image", "video", "feed"]
@@ -49,6 +65,13 @@ class Moment:
     scores: dict[str, float] = field(default_factory=dict)
     error: str = ""
 
+    @classmethod
+    def of(cls, seconds: float, index: int, answer: Sentiment | ItemError) -> Moment:
+        """What the engine answered for a frame."""
+        if isinstance(answer, ItemError):
+            return cls(seconds, index, None, error=answer.reason)
+        return cls(seconds, index, answer.label, answer.labels, answer.scores)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,3 +96,11 @@ class Outcome:
     distance: int = 0
     error: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
+
+
+def frames_lack(tensors: Iterable[str]) -> str:
+    """Why a bundle that reads ready tensors beside each image cannot look at videos; empty where it reads none."""
+    names = ", ".join(tensors)
+    return (
+        f"a video, and this bundle reads {names} beside each image, which frames do not have" if names else ""
+    )

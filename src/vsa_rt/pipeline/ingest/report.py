@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from vsa_rt.errors import ItemError
-from vsa_rt.pipeline.ingest.entries import State
-from vsa_rt.pipeline.ingest.lines import Format
+from vsa_rt.pipeline.ingest.layout import Format
+from vsa_rt.pipeline.ingest.ledger_rows import State
 from vsa_rt.pipeline.ingest.tally import Numbers
 
 

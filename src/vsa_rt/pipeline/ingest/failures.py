@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import BinaryIO
 
 from vsa_rt.pipeline.ingest import durable
-from vsa_rt.pipeline.ingest.files import FAILED
 from vsa_rt.pipeline.ingest.formats import json_text
+from vsa_rt.pipeline.ingest.layout import Layout
 from vsa_rt.pipeline.ingest.ledger import Ledger
-from vsa_rt.pipeline.ingest.lines import Layout
+from vsa_rt.pipeline.ingest.part_files import FAILED
 
 
 def write(ledger: Ledger, layout: Layout) -> None:

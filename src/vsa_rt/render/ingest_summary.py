@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from vsa_rt.pipeline.ingest.files import FAILED
-from vsa_rt.pipeline.ingest.lines import shown
-from vsa_rt.render.ingest import rate
+from vsa_rt.pipeline.ingest.layout import shown
+from vsa_rt.pipeline.ingest.part_files import FAILED
+from vsa_rt.render.ingest_progress import rate
 from vsa_rt.render.numbers import count, percent
 from vsa_rt.render.tables import document
 from vsa_rt.render.text import plain

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vsa_rt.errors import UsageError
-from vsa_rt.pipeline.ingest.entries import Part
-from vsa_rt.pipeline.ingest.lines import FAMILIES, FORMATS, Family
+from vsa_rt.pipeline.ingest.layout import FAMILIES, FORMATS, Family
+from vsa_rt.pipeline.ingest.ledger_rows import Part
 from vsa_rt.pipeline.ingest.spool import PREFIX
 
 #: The list of pieces that failed. JSON lines, whatever the parts are.

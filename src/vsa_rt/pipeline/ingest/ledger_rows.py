@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vsa_rt.pipeline.ingest.lines import Row, shown
+from vsa_rt.pipeline.ingest.layout import Row, shown
 from vsa_rt.pipeline.ingest.records import Kind
 
 #: How a piece ended: computed; not; or taken from an earlier piece that is the same.
