@@ -360,7 +360,10 @@ class _CrashingTally(Tally):
         super().add(event, count)
         if event == "frames" and not self.crashed and self.numbers().frames >= 5:
             tasks = Path("/proc/self/task").glob("*/children")
-            self.crashed = {int(pid) for task in tasks for pid in task.read_text().split()}
+            children = {int(pid) for task in tasks for pid in task.read_text().split()}
+            self.crashed = {
+                pid for pid in children if b"decoder_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+            }
             for pid in self.crashed:
                 os.kill(pid, signal.SIGSEGV)
 
