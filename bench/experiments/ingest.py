@@ -42,7 +42,13 @@ def parts(subject: Subject, photographs: Sequence[Path], chosen: argparse.Namesp
     told = partial(print, file=sys.stderr, flush=True)
     return {
         "bound": lambda work: bound(
-            subject, photographs, work, chosen.rounds, chosen.minutes, chosen.photographs_of_bound
+            subject,
+            photographs,
+            work,
+            chosen.rounds,
+            chosen.minutes,
+            chosen.photographs_of_bound,
+            chosen.case,
         ),
         "memory": lambda work: memory(subject, photographs, work, chosen.few, chosen.many, chosen.hours),
         "latency": lambda work: latency(subject, photographs, chosen.frames),
@@ -74,7 +80,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rounds", type=int, default=6, help="of bound and reposts; six give an interval of 95 %%"
     )
-    made.add_argument("--minutes", type=float, default=15.0, help="of each video of bound")
+    made.add_argument("--minutes", type=float, default=15.0, help="of the videos of a case of bound")
+    made.add_argument("--case", default="", help="only cases of bound whose name has this in it")
     made.add_argument(
         "--bound-photographs", dest="photographs_of_bound", type=int, default=2000, help="copies of bound"
     )

@@ -95,25 +95,39 @@ class Round:
         return self.wall - self.start_up
 
 
-def cases(photographs: Sequence[Path], count: int, minutes: float, work: Path) -> Iterator[Case]:
-    """Videos of each clip with each sample, one video alone, and a folder of photographs; made when they are asked for."""
+def cases(
+    photographs: Sequence[Path], count: int, minutes: float, work: Path, wanted: str = ""
+) -> Iterator[Case]:
+    """Videos of each clip with each sample, one video alone, and a folder of photographs; made when they are asked for.
+
+    Args:
+        photographs: To be copied.
+        count: How often.
+        minutes: Of the videos of a case together, at least.
+        work: Where they are made.
+        wanted: Only cases whose name has this in it.
+    """
     clips = shipped_clips()
     for name in CLIPS:
+        asked = {s: f"{VIDEOS} videos of {name}, {minutes:g} minutes or more, {s}" for s in SAMPLES}
+        asked = {sample: case for sample, case in asked.items() if wanted in case}
         folder = work / name
         folder.mkdir()
-        for number in range(VIDEOS):  # of different lengths, for equal ones would be reposts
+        for number in range(VIDEOS if asked else 0):  # of different lengths, for equal ones would be reposts
             looped(clips[name], folder / f"{number}.mp4", 60 * minutes / VIDEOS + 12 * number)
-        for sample in SAMPLES:
-            yield Case(
-                f"{VIDEOS} videos of {name}, {minutes:g} minutes in all, {sample}", folder, sample=sample
-            )
+        for sample, case in asked.items():
+            yield Case(case, folder, sample=sample)
         shutil.rmtree(folder)
-    alone = work / "one.mp4"
-    looped(clips[CLIPS[0]], alone, 60 * minutes)
-    yield Case(f"a single video of {CLIPS[0]}, {minutes:g} minutes, fps=1", alone, sample="fps=1")
-    alone.unlink()
-    folder = copies(affordable(photographs, count), range(count), work / "many")
-    yield Case(f"{count} photographs", folder, tuple(sorted(folder.iterdir())))
+    single = f"a single video of {CLIPS[0]}, {minutes:g} minutes, fps=1"
+    if wanted in single:
+        alone = work / "one.mp4"
+        looped(clips[CLIPS[0]], alone, 60 * minutes)
+        yield Case(single, alone, sample="fps=1")
+        alone.unlink()
+    many = f"{count} photographs"
+    if wanted in many:
+        folder = copies(affordable(photographs, count), range(count), work / "many")
+        yield Case(many, folder, tuple(sorted(folder.iterdir())))
 
 
 def measured(subject: Subject, case: Case, photographs: Sequence[Path], work: Path) -> Round:
@@ -175,7 +189,13 @@ def rows(case: Case, rounds: Sequence[Round]) -> Iterator[Row]:
 
 
 def bound(
-    subject: Subject, photographs: Sequence[Path], work: Path, rounds: int, minutes: float, count: int
+    subject: Subject,
+    photographs: Sequence[Path],
+    work: Path,
+    rounds: int,
+    minutes: float,
+    count: int,
+    wanted: str = "",
 ) -> Iterator[Row]:
     """Measure every case.
 
@@ -184,8 +204,9 @@ def bound(
         photographs: For the folder of photographs, and for the engine alone.
         work: Where the material is made.
         rounds: Of each case; six are the fewest that give an interval of 95 %.
-        minutes: Of each looped video.
+        minutes: Of the videos of a case.
         count: Of copies of photographs.
+        wanted: Only cases whose name has this in it.
     """
-    for case in cases(photographs, count, minutes, work):
+    for case in cases(photographs, count, minutes, work, wanted):
         yield from rows(case, [measured(subject, case, photographs, work) for _ in range(rounds)])
