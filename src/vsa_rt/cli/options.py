@@ -121,7 +121,9 @@ def sample_of(sample: str | None, fps: str | None) -> Sample:
 
     if sample is not None and fps is not None:
         raise UsageError(f"--fps {fps}: short for --sample fps={fps}; give one of the two")
-    return Sample.parse(f"fps={fps}" if fps is not None else sample or "fps=1")
+    if sample is None:
+        sample = "fps=1" if fps is None else f"fps={fps}"
+    return Sample.parse(sample)
 
 
 def weights_of(entries: list[str] | None) -> dict[str, Path]:
