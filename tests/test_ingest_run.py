@@ -436,6 +436,32 @@ def test_a_wrong_suffix_or_a_strange_file_ends_as_a_result_or_a_reason(
         assert failures(tmp_path / "out")[name]
 
 
+@pytest.mark.parametrize("most", [1, 2**28])
+def test_bytes_that_wait_for_a_decoder_are_counted_and_all_given_back(
+    into: Ingest, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    from vsa_rt.pipeline.ingest import intake
+    from vsa_rt.pipeline.ingest.budget import Held
+
+    seen: list[Held] = []
+    taken: list[int] = []
+
+    class Watched(Held):
+        def __init__(self, _: int) -> None:
+            super().__init__(most)
+            seen.append(self)
+
+        def take(self, nbytes: int) -> Callable[[], None]:
+            taken.append(nbytes)
+            return super().take(nbytes)
+
+    monkeypatch.setattr(intake, "Held", Watched)
+    into(folder)
+    assert sum(taken) >= sum(path.stat().st_size for path in folder.glob("p*.jpg"))
+    assert seen[0].now == 0
+    assert len(rows(tmp_path / "out")) > 10
+
+
 def test_results_may_not_lie_in_their_sources(into: Ingest, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="lies in the source"):
         into(tmp_path)

@@ -21,6 +21,11 @@ class Held:
         self._closed = False
         self._changed = threading.Condition()
 
+    @property
+    def now(self) -> int:
+        """Bytes that are held."""
+        return self._now
+
     def wait(self) -> bool:
         """Wait for room; false once it is closed."""
         with self._changed:

@@ -152,9 +152,10 @@ class Intake:
             work.error = error.reason
         except Exception as error:  # noqa: BLE001 - of whatever kind: it is this piece's alone
             work.error = f"internal error: {error!r}"
-        self._tally.add(
-            "bytes", piece.nbytes or (0 if isinstance(work.source, str) else len(work.source or b""))
-        )
+        held = len(work.source) if isinstance(work.source, bytes) else 0
+        self._tally.add("bytes", piece.nbytes or held)
+        if not work.error:
+            work.holding = self._held.take(held)
         return work
 
     def _hash(self, work: Work, wanted: Callable[[], bool]) -> None:

@@ -43,6 +43,8 @@ class Opening:
         """It is open."""
         self._work = work
         self._done.set()
+        if self._abandoned:  # nobody takes it any more
+            work.holding()
 
     def result(self, limit: float) -> Work | None:
         """Wait for it.
@@ -58,7 +60,7 @@ class Opening:
                 return None
             if self._began and time.monotonic() - self._moved > limit:
                 self._abandoned = True
-                return None
+                return self._work if self._done.is_set() else None  # it may have come just now
         return self._work
 
     def begin(self) -> None:
