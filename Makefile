@@ -5,19 +5,34 @@ BIN := .venv/bin
 BUNDLE := build/quickstart.bundle
 # Copies of the photographs that scikit-image and scikit-learn ship.
 PHOTOGRAPHS := build/photographs
+BINDINGS := build/bindings
 
-.PHONY: demo test test-aot check wheel wheel-test clean
+.PHONY: demo test test-aot test-gpu bindings check wheel wheel-test clean
 
 demo: $(BUNDLE) $(PHOTOGRAPHS)
 	$(BIN)/vsa-rt run $(BUNDLE) $(PHOTOGRAPHS) --format table
 	$(BIN)/python -m vsa_rt.bench.demo $(BUNDLE)
 
-test: .venv/.dev
+test: .venv/.dev bindings
 	$(BIN)/python -m pytest
 
 # Whole ensembles through TensorRT's compiler, ahead of time and without a GPU: the second CI job.
 test-aot: .venv/.dev
 	$(BIN)/python -m pytest -m aot
+
+# On a machine with an NVIDIA GPU: what nothing else can prove. Each test that cannot run says what is missing.
+test-gpu: .venv/.dev
+	$(BIN)/python -m pytest -m gpu tests/gpu
+
+# The thin bindings of the TensorRT versions at both ends of what is supported: names are checked against them.
+# Not every machine has wheels of them: without, those tests are skipped.
+bindings: $(BINDINGS)/10.3.0/tensorrt_bindings $(BINDINGS)/11.4.0/tensorrt_bindings
+
+$(BINDINGS)/10.3.0/tensorrt_bindings: | .venv/.all
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) tensorrt-cu12-bindings==10.3.0
+
+$(BINDINGS)/11.4.0/tensorrt_bindings: | .venv/.all
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) 'tensorrt-cu13-bindings==11.4.*'
 
 check: .venv/.dev
 	$(BIN)/ruff check .

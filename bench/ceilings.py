@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from vsa_rt.bench.records.limits import Ceiling
 from vsa_rt.contracts import Target, TensorSpec
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import Backend, OpenOptions, Session, Tensors
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.errors import EnvironmentUnusable, needs
 
 if TYPE_CHECKING:
@@ -203,8 +204,10 @@ def _try_chain(
     options = OpenOptions(max_batch=batch, threads=threads, first=batch)
     try:
         with tempfile.TemporaryDirectory(prefix="vsa-rt-ceiling-") as folder:
-            names = backend.build(chain_graph(kind, precision), Path(folder), device, batch)
-            files = [(Path(folder) / name).read_bytes() for name in names]
+            source = Source(chain_graph(kind, precision))
+            made = backend.build(source, Path(folder), device, CompileOptions(batch))
+            files = [(Path(folder) / name).read_bytes() for name in made.files]
+        options = replace(options, device=device, compiled=made.compiled)
         profiler = backend.profiler(files, inputs, outputs, options)
         try:
             profiler.run(_feed(work))

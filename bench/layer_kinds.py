@@ -6,20 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-#: Kind to operators of ONNX, and to words of OpenVINO and ONNX Runtime for the same.
+#: Kind to operators of ONNX, and to words of OpenVINO, ONNX Runtime and TensorRT for the same.
 _WORDS: Mapping[str, tuple[str, ...]] = {
     "convolution": (
         "Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "Convolution",
-        "GroupConvolution", "Deconvolution", "DeformConv",
+        "GroupConvolution", "Deconvolution", "DeformConv", "CaskConvolution", "CaskDeconvolutionV2", "conv",
     ),
     "matmul": (
         "MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "QGemm", "FusedMatMul", "FusedGemm",
-        "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "FullyConnected",
+        "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "FullyConnected", "CaskGemmConvolution", "gemm",
     ),
     "recurrent": ("GRU", "LSTM", "RNN", "RNNSeq", "RNNCell", "GRUSequence", "LSTMSequence"),
     "pool": (
         "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "Pooling", "QLinearAveragePool",
-        "QLinearGlobalAveragePool", "AvgPool",
+        "QLinearGlobalAveragePool", "AvgPool", "CaskPooling",
     ),
     "normalise": (
         "BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "LRN",
@@ -39,14 +39,14 @@ _WORDS: Mapping[str, tuple[str, ...]] = {
         "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Exp", "Log", "Abs", "Neg", "Min", "Max", "Sum", "Mean", "Where",
         "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not", "Xor", "Floor", "Ceil",
         "Round", "Sign", "Reciprocal", "Mod", "Sin", "Cos", "Eltwise", "Subgraph", "Math", "Select", "QLinearAdd",
-        "QLinearMul", "IsNaN", "IsInf",
+        "QLinearMul", "IsNaN", "IsInf", "ElementWise", "PointWiseV2",
     ),
     "resize": ("Resize", "Upsample", "GridSample", "RoiAlign", "Interpolate", "AffineGrid"),
     "reorder": (
         "Transpose", "Concat", "Split", "Slice", "Gather", "GatherElements", "GatherND", "ScatterElements",
         "ScatterND", "Pad", "Expand", "Tile", "Reorder", "ReorderInput", "ReorderOutput", "Concatenation",
         "StridedSlice", "Broadcast", "ShuffleChannels", "DepthToSpace", "SpaceToDepth", "MemoryInput", "Reshape",
-        "Flatten", "Squeeze", "Unsqueeze", "Identity", "NhwcTranspose",
+        "Flatten", "Squeeze", "Unsqueeze", "Identity", "NhwcTranspose", "Reformat", "NoOp", "Shuffle",
     ),
     "convert": ("Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Convert",
         "FakeQuantize"),

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from vsa_rt.contracts import Target, TensorSpec
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session, Slot, Tensors
-from vsa_rt.engines.onnxruntime import OnnxRuntimeSlot, open_model, session_options
+from vsa_rt.engines.compiling import CompileOptions, Source
+from vsa_rt.engines.onnxruntime import OnnxRuntimeSlot
+from vsa_rt.engines.onnxruntime_session import open_model, session_options
 from vsa_rt.engines.select import input_specs, output_specs
 from vsa_rt.errors import EnvironmentUnusable, needs
 from vsa_rt.manifest import Manifest, TapRecord
@@ -116,8 +118,8 @@ def open_graph(
     files = [graph]
     if backend == "openvino":
         with tempfile.TemporaryDirectory() as folder:
-            names = table.backend(backend).build(graph, Path(folder), "cpu", batch)
-            files = [(Path(folder) / name).read_bytes() for name in names]
+            made = table.backend(backend).build(Source(graph), Path(folder), "cpu", CompileOptions(batch))
+            files = [(Path(folder) / name).read_bytes() for name in made.files]
     options = OpenOptions(max_batch=batch, threads=threads, first=batch)
     return table.backend(backend).open(files, inputs, outputs, options)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import DIVISIONS, Division, Precision, TensorSpec
+from vsa_rt.engines.compiling import CompileOptions, Made, Source
 from vsa_rt.errors import EnvironmentUnusable, UsageError
+from vsa_rt.manifest import CompiledRecord
 
 #: A batch of inputs or outputs by tensor name.
 Tensors = Mapping[str, NDArray[Any]]
@@ -22,11 +24,12 @@ class Probe:
     """Whether a backend can be used on this machine.
 
     Attributes:
-        usable: The library is there and has the device.
+        usable: The library is there and has the device: engines can be opened.
         version: The library's version, empty without the library.
         machine: The device's own name, as the library tells it.
         reason: Why it is not usable, empty if it is.
         install: The command that would make it usable.
+        compiles: Engines can be compiled here although none can be opened: ahead of time, for another machine.
     """
 
     usable: bool
@@ -34,6 +37,7 @@ class Probe:
     machine: str = ""
     reason: str = ""
     install: str = ""
+    compiles: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ class OpenOptions:
             here is to be refused when it is opened.
         division: Batch size to how a call of so many images is divided among the threads. Empty: ``threads``. With
             more than one stream, or with one thread, each call has its own core already: then it is ``threads``
-            whatever is asked here.
+            whatever is asked here. On a GPU, ``merged`` or ``streams``; empty: the first that the engine has.
+        device: The target's.
+        compiled: The engine's record of its compilation.
+        graph: Reads the graph that the engine was compiled from, for one without weights.
+        host_code: Whether code for the host inside of an engine may run: who made it is known.
 
     Raises:
         UsageError: A division is unknown, or is that of a batch below 1.
@@ -61,6 +69,10 @@ class OpenOptions:
     slots: int = 1
     first: int = 1
     division: Mapping[int, str] = field(default_factory=dict)
+    device: str = ""
+    compiled: CompiledRecord | None = None
+    graph: Callable[[], bytes] | None = None
+    host_code: bool = False
 
     def __post_init__(self) -> None:
         for batch, word in self.division.items():
@@ -106,12 +118,38 @@ class Slot(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceSlot(Protocol):
+    """A slot that takes and gives arrays on its own device, too."""
+
+    def run_device(self, inputs: Mapping[str, Any], keep: bool) -> Mapping[str, Any]:
+        """Run one batch of arrays that lie on the device, without a copy to the host.
+
+        Args:
+            inputs: Every input, C-contiguous ``(N, ...)``: anything with ``__cuda_array_interface__`` or
+                ``__dlpack__``. What its own stream still does to it is waited for on the device.
+            keep: Whether the outputs stay on the device.
+
+        Returns:
+            Every output ``(N, width)``, float32: device arrays of their own if they are kept, else as ``Slot.run``.
+
+        Raises:
+            UsageError: An array is of another dtype, shape or device.
+        """
+        ...
+
+
 class Session(Protocol):
     """An opened engine."""
 
     @property
     def slots(self) -> Sequence[Slot]:
         """Where calls run; as many as were asked for."""
+        ...
+
+    @property
+    def calls(self) -> int:
+        """Calls that may run at the same time."""
         ...
 
     @property
@@ -125,6 +163,11 @@ class Session(Protocol):
 
         ``threads`` is always among them; with more than one stream, or with one thread, nothing else is.
         """
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What does not run as it should, in sentences, so far as calls have shown it."""
         ...
 
     def prepare(self, counts: Sequence[int]) -> None:
@@ -193,29 +236,37 @@ class Backend(Protocol):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Devices that a target may name."""
+        """Devices that this machine may have, which are looked at where no target is named."""
         ...
 
-    @property
-    def precisions(self) -> tuple[Precision, ...]:
-        """Precisions of graphs that it can build, most exact first."""
+    def knows(self, device: str) -> str:
+        """Why a target may not name a device; empty if it may."""
+        ...
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """Precisions of graphs that it can build for a device, most exact first."""
+        ...
+
+    def half(self, device: str) -> bool:
+        """Whether a device really computes in half what the graph says: then nodes that half would spoil stay in fp32, and
+        what surrounds int8 is half, and the head."""
         ...
 
     def probe(self, device: str) -> Probe:
         """Look whether the library and the device are there."""
         ...
 
-    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
-        """Compile an ONNX graph into files.
+    def build(self, source: Source, folder: Path, device: str, options: CompileOptions) -> Made:
+        """Compile a graph into files.
 
         Args:
-            graph: A whole ONNX model; its tensors' types say the precision.
+            source: The graph.
             folder: Existing and empty.
-            device: One of ``devices``.
-            max_batch: Largest batch of one call.
+            device: One that it knows.
+            options: Largest batch, and more.
 
         Returns:
-            Names of the files written, the one to open first.
+            The files written, and how.
 
         Raises:
             EnvironmentUnusable: The library refuses the graph; the message has its reason.

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.engines.backend import Tensors
-from vsa_rt.engines.onnxruntime import open_model, refusal, session_options
+from vsa_rt.engines.onnxruntime_session import open_model, refusal, session_options
 
 
 class GraphExecutor:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the portable engine. An engine is an ONNX file that ORT has already optimised."""
+"""ONNX Runtime: the portable engine. On a CPU, an engine is an ONNX file that ORT has already optimised."""
 
 from __future__ import annotations
 
@@ -24,46 +24,12 @@ from vsa_rt.engines.backend import (
     check_division,
     check_tensor,
 )
+from vsa_rt.engines.compiling import CompileOptions, Made, Source
+from vsa_rt.engines.onnxruntime_gpu import PROVIDERS, BoundSession, probe_gpu, provider_of
+from vsa_rt.engines.onnxruntime_session import open_model, session_options
 from vsa_rt.errors import EnvironmentUnusable
 
 INSTALL = "pip install 'vsa-rt[onnxruntime]'"
-
-
-def session_options(threads: int) -> Any:
-    """Options of a session on this many threads; 0 lets ORT choose."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A graph of a stranger may name files of this machine as its weights: there is no folder to find them in.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "/nonexistent")
-    return options
-
-
-def refusal(what: str, error: Exception) -> EnvironmentUnusable:
-    """ORT's error in one line."""
-    return EnvironmentUnusable(f"onnxruntime {what}: {str(error).strip().splitlines()[0]}")
-
-
-def open_model(model: bytes, options: Any, failed: str) -> Any:
-    """An ORT session on the CPU.
-
-    Args:
-        model: A whole ONNX model.
-        options: Of the session.
-        failed: What to say if ORT refuses it.
-
-    Raises:
-        EnvironmentUnusable: ORT refuses it; the message has its reason.
-    """
-    import onnxruntime as ort
-
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ORT's exceptions share no base class of their own
-        raise refusal(failed, error) from error
 
 
 class OnnxRuntimeSlot:
@@ -85,6 +51,7 @@ class OnnxRuntimeSlot:
 class OnnxRuntimeSession:
     """One ORT session; its slots may run at the same time."""
 
+    notes: tuple[str, ...] = ()
     #: ORT itself shares each layer out.
     divisions: tuple[Division, ...] = ("threads",)
 
@@ -109,6 +76,7 @@ class OnnxRuntimeSession:
         there = {p.name: [n if isinstance(n, int) else None for n in p.shape] for p in ports}
         for spec in (*inputs, *outputs):
             check_tensor("onnxruntime", spec, there)
+        self.calls = options.streams
         self.slots = [
             OnnxRuntimeSlot(self._session, inputs, outputs, options.max_batch) for _ in range(options.slots)
         ]
@@ -225,30 +193,70 @@ class OnnxRuntimeProfiler:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
+#: Device to the precisions of graphs that are built for it.
+_PRECISIONS_OF = {
+    "cpu": (Precision.FP32, Precision.INT8),
+    "cuda": (Precision.FP32, Precision.FP16),
+    "tensorrt": (Precision.FP32, Precision.FP16, Precision.INT8),
+}
+
+
 class OnnxRuntime:
     """The backend ``onnxruntime``."""
 
     name = "onnxruntime"
-    devices = ("cpu",)
-    precisions = (Precision.FP32, Precision.INT8)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The CPU, and GPUs where the installed library has a provider for them."""
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return ("cpu",)
+        there = ort.get_available_providers()
+        return ("cpu", *(device for device, name in PROVIDERS.items() if name in there))
+
+    def knows(self, device: str) -> str:
+        """Why a target may not name a device; see ``Backend.knows``."""
+        if device in _PRECISIONS_OF:
+            return ""
+        known = ", ".join(f"onnxruntime:{d}" for d in _PRECISIONS_OF)
+        return f"onnxruntime has no device {device!r}; there are {known}"
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """Those whose graphs its provider computes well: its CUDA provider has no int8 convolutions."""
+        return _PRECISIONS_OF[device]
+
+    def half(self, device: str) -> bool:
+        """On a CPU, what a graph says in half would be computed in fp32."""
+        return device != "cpu"
 
     def probe(self, device: str) -> Probe:
-        """Look for the library."""
+        """Look for the library, and for a GPU where it is to run there."""
+        if device != "cpu":
+            return probe_gpu(device)
         try:
             import onnxruntime as ort
         except ImportError:
             return Probe(False, reason="onnxruntime is not installed", install=INSTALL)
         return Probe(True, version=str(ort.__version__), machine="CPU")
 
-    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
-        """Optimise an ONNX graph ahead of time, as far as the result stays portable between processors."""
+    def build(self, source: Source, folder: Path, device: str, options: CompileOptions) -> Made:
+        """Optimise an ONNX graph ahead of time, as far as the result stays portable between processors.
+
+        For a GPU it stays as it is: some of what suits a CPU no other provider has.
+        """
         import onnxruntime as ort
 
-        options = session_options(1)
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        options.optimized_model_filepath = str(folder / "model.onnx")
-        open_model(graph, options, "refuses the graph")
-        return ["model.onnx"]
+        if device != "cpu":
+            (folder / "model.onnx").write_bytes(source.graph)
+            return Made(["model.onnx"])
+
+        settings = session_options(1)
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        settings.optimized_model_filepath = str(folder / "model.onnx")
+        open_model(source.graph, settings, "refuses the graph")
+        return Made(["model.onnx"])
 
     def open(
         self,
@@ -256,10 +264,13 @@ class OnnxRuntime:
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         options: OpenOptions,
-    ) -> OnnxRuntimeSession:
+    ) -> OnnxRuntimeSession | BoundSession:
         """Open an engine from its file's bytes."""
         if len(files) != 1:
             raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
+        if options.device in PROVIDERS:
+            provider = provider_of(options.device, files[0], inputs, outputs, options.max_batch)
+            return BoundSession(files[0], inputs, outputs, options, provider)
         return OnnxRuntimeSession(files[0], inputs, outputs, options)
 
     def profiler(
@@ -270,6 +281,11 @@ class OnnxRuntime:
         options: OpenOptions,
     ) -> OnnxRuntimeProfiler:
         """Open an engine with ORT's profiler on."""
+        if options.device in PROVIDERS:
+            raise EnvironmentUnusable(
+                f"onnxruntime:{options.device}: ORT's profiler counts when kernels are launched, not how long they run; "
+                "use Nsight Systems"
+            )
         if len(files) != 1:
             raise EnvironmentUnusable(f"onnxruntime: an engine is one file, not {len(files)}")
         return OnnxRuntimeProfiler(files[0], inputs, outputs, options)

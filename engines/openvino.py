@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vsa_rt.contracts import Precision, TensorSpec
 from vsa_rt.engines.backend import OpenOptions, Probe
+from vsa_rt.engines.compiling import CompileOptions, Made, Source
 from vsa_rt.engines.openvino_layers import OpenVinoProfiler
 from vsa_rt.engines.openvino_session import INSTALL, OpenVinoSession, core
 from vsa_rt.errors import EnvironmentUnusable
@@ -20,7 +21,18 @@ class OpenVino:
 
     name = "openvino"
     devices = ("cpu",)
-    precisions = (Precision.FP32, Precision.BF16, Precision.INT8)
+
+    def half(self, device: str) -> bool:
+        """What a graph says in half is computed in fp32 on a CPU."""
+        return False
+
+    def knows(self, device: str) -> str:
+        """Why a target may not name a device; see ``Backend.knows``."""
+        return "" if device in self.devices else f"openvino has no device {device!r}; there is openvino:cpu"
+
+    def precisions(self, device: str) -> tuple[Precision, ...]:
+        """fp32, bf16 and int8."""
+        return (Precision.FP32, Precision.BF16, Precision.INT8)
 
     def probe(self, device: str) -> Probe:
         """Look for the library and its CPU plugin."""
@@ -34,16 +46,16 @@ class OpenVino:
             return Probe(False, reason=f"openvino has no usable CPU plugin: {error}", install=INSTALL)
         return Probe(True, version=str(ov.__version__).split("-")[0], machine=machine.strip())
 
-    def build(self, graph: bytes, folder: Path, device: str, max_batch: int) -> list[str]:
+    def build(self, source: Source, folder: Path, device: str, options: CompileOptions) -> Made:
         """Write the IR of an ONNX graph, every constant in the graph's own type."""
         import openvino as ov
 
         try:
-            model = core().read_model(graph)
+            model = core().read_model(source.graph)
             ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
         except RuntimeError as error:
             raise EnvironmentUnusable(f"openvino refuses the graph: {error}") from error
-        return ["model.xml", "model.bin"]
+        return Made(["model.xml", "model.bin"])
 
     def open(
         self,

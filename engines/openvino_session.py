@@ -65,6 +65,8 @@ class OpenVinoSession:
     threads of every compiled model from the first core on, so that two models of one thread each would share one.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self,
         files: Sequence[bytes],
@@ -91,6 +93,7 @@ class OpenVinoSession:
             check_division("openvino", options, self.divisions)
         # Once now: an engine that this machine cannot run is to be refused when it is opened, not at its first call.
         self.prepare([options.first])
+        self.calls = options.streams
         self.slots = [OpenVinoSlot(self) for _ in range(options.slots)]
 
     def _read(self, count: int | None = None) -> ov.Model:

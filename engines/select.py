@@ -46,7 +46,7 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         BundleError: A file is damaged.
         EnvironmentUnusable: The backend is not usable here or refuses the engine.
     """
-    target = Target.parse(engine.target)
+    target = _here(engine)
     try:
         found = table.probe(target)
     except UsageError as error:  # the bundle of a newer version: its other engines may serve
@@ -59,17 +59,44 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
     if not options.division and options.threads == engine.threads:
         division = {int(batch): word for batch, word in engine.division.items()}
         options = replace(options, division=division)
+    options = replace(
+        options, device=target.device, compiled=engine.compiled, graph=lambda: bundle.read(engine.graph)
+    )
     return table.backend(target.backend).open(files, input_specs(manifest), output_specs(manifest), options)
 
 
+def _here(engine: EngineRecord) -> Target:
+    """Where an engine would run: one that other GPUs may open as well is for the one that is here."""
+    target = Target.parse(engine.target)
+    if engine.compiled is None or engine.compiled.hardware == "none" or target.backend not in table.BACKENDS:
+        return target
+    there = table.backend(target.backend).devices
+    return target if target.device in there or not there else Target(target.backend, there[0])
+
+
 def _refusal(engine: EngineRecord, target: Target | None, precision: Precision | None) -> str:
-    if target is not None and engine.target != str(target):
+    if target is not None and not Target.parse(engine.target).covers(target):
         return f"target {target} was asked for"
     if precision is not None and engine.precision != precision:
         return f"precision {precision} was asked for"
     if target is None and not engine.gate.passed:
         return f"failed parity: {'; '.join(engine.gate.reasons)}; name its target to open it all the same"
     return ""
+
+
+def _why(engine: EngineRecord, last: bool) -> str:
+    """One sentence: why this engine runs."""
+    which = "the only one that fits" if last else "the fastest that fits"
+    here = table.probe(_here(engine)).machine
+    if engine.proof == "graph":
+        which = "the only one that fits" if last else "the first that fits"
+        ran = f"compiled ahead of time and never measured; this is {here}"
+    else:
+        batch, latency = next(iter(engine.latency_ms.items()), ("1", 0.0))
+        moved = "" if here == engine.machine else f", and this is {here}"
+        ran = f"{latency:.1f} ms at batch {batch} when built on {engine.machine}{moved}"
+    failed = "" if engine.gate.passed else f"; it failed parity: {'; '.join(engine.gate.reasons)}"
+    return f"{engine.target} {engine.precision}: {which}; {ran}{failed}"
 
 
 def open_best(
@@ -101,18 +128,8 @@ def open_best(
             except EnvironmentUnusable as error:
                 reason = str(error)
             else:
-                batch, latency = next(iter(engine.latency_ms.items()), ("1", 0.0))
-                fastest = (
-                    "the only one that fits" if len(engines) - len(refused) == 1 else "the fastest that fits"
-                )
-                here = table.probe(Target.parse(engine.target)).machine
-                moved = "" if here == engine.machine else f", and this is {here}"
-                failed = "" if engine.gate.passed else f"; it failed parity: {'; '.join(engine.gate.reasons)}"
-                why = (
-                    f"{engine.target} {engine.precision}: {fastest}; "
-                    f"{latency:.1f} ms at batch {batch} when built on {engine.machine}{moved}{failed}"
-                )
-                return Opened(session, engine, why, refused)
+                last = len(engines) - len(refused) == 1
+                return Opened(session, engine, _why(engine, last), refused)
         refused[engine.folder] = reason
     reasons = "; ".join(f"{folder}: {reason}" for folder, reason in refused.items())
     if all(reason.endswith("was asked for") for reason in refused.values()):

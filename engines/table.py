@@ -13,6 +13,8 @@ from vsa_rt.errors import UsageError
 BACKENDS = {
     "openvino": "vsa_rt.engines.openvino:OpenVino",
     "onnxruntime": "vsa_rt.engines.onnxruntime:OnnxRuntime",
+    "tensorrt": "vsa_rt.engines.tensorrt.backend:TensorRt",
+    "tensorrt-rtx": "vsa_rt.engines.tensorrt.backend:TensorRtRtx",
 }
 
 
@@ -31,7 +33,7 @@ def backend(name: str) -> Backend:
 
 
 def targets() -> list[Target]:
-    """Every target that this version knows, in the table's order."""
+    """Every target that is looked at where none is named, in the table's order."""
     return [Target(name, device) for name in BACKENDS for device in backend(name).devices]
 
 
@@ -42,9 +44,7 @@ def probe(target: Target) -> Probe:
         UsageError: No such backend or device.
     """
     known = backend(target.backend)
-    if target.device not in known.devices:
-        raise UsageError(
-            f"target {target}: {target.backend} has no device {target.device!r}; "
-            f"there are {', '.join(f'{target.backend}:{d}' for d in known.devices)}"
-        )
+    problem = known.knows(target.device)
+    if problem:
+        raise UsageError(f"target {target}: {problem}")
     return known.probe(target.device)

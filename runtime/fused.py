@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vsa_rt.contracts import Resample, Sentiment, TensorSpec
-from vsa_rt.engines.backend import Tensors
+from vsa_rt.engines.backend import DeviceSlot, Tensors
 from vsa_rt.engines.select import Opened, input_specs
 from vsa_rt.errors import ItemError, UsageError
 from vsa_rt.manifest import Manifest
 from vsa_rt.runtime.batch import Batch, T, Take, as_items
 from vsa_rt.runtime.flow import Flow
+from vsa_rt.runtime.futures import joined
 from vsa_rt.runtime.preprocess import Preprocessor
 from vsa_rt.runtime.sentiment import Labeller
 from vsa_rt.runtime.slots import CLOSED, Slots
@@ -35,6 +36,9 @@ _READY_ONLY = (
     "with --recipe"
 )
 _NO_LABELS = "this bundle has no labels: call rt.features"
+
+#: CUDA's device type (DLPack, ``DLDeviceType.kDLCUDA``).
+_DLPACK_CUDA = 2
 
 
 class Features(dict[str, NDArray[np.float32]]):
@@ -58,7 +62,6 @@ class Runtime:
     Args:
         manifest: The bundle's.
         choice: The opened engine, with one slot per batch that may be under way.
-        streams: Engine calls that may run at the same time.
         resample: ``exact`` or ``fast``.
         batch: Images per engine call when many are passed.
 
@@ -76,7 +79,6 @@ class Runtime:
         self,
         manifest: Manifest,
         choice: Opened,
-        streams: int,
         resample: Resample,
         batch: int,
     ) -> None:
@@ -91,9 +93,9 @@ class Runtime:
         whole = len(specs) + len(rows) == len(manifest.inputs)
         self.preprocessor = Preprocessor(specs, resample, rows) if whole else None
         self._inputs = input_specs(manifest)
-        self._slots = Slots(self.session.slots, streams)
+        self._slots = Slots(self.session.slots, self.session.calls)
         self._hosts = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="vsa-host")
-        self._runners = ThreadPoolExecutor(streams, thread_name_prefix="vsa-engine")
+        self._runners = ThreadPoolExecutor(self.session.calls, thread_name_prefix="vsa-engine")
 
     def __enter__(self) -> Self:
         return self
@@ -131,6 +133,29 @@ class Runtime:
     def map(self, images: Iterable[Source]) -> Iterator[Sentiment | ItemError]:
         """Sentiments of a stream of images, in order, with a bounded number of them under way."""
         return self._stream(as_items(images), self._sentiments())
+
+    def submit(self, images: Iterable[Source] | Source) -> Future[list[Sentiment | ItemError]]:
+        """The same as a call, without waiting for it.
+
+        Decoding, resizing and the engine go on in threads of the runtime. While as many batches are under way as the
+        engine has slots, this waits for one of them.
+
+        Args:
+            images: As for a call.
+
+        Returns:
+            A future of one ``Sentiment`` or ``ItemError`` per image, in order. It cannot be cancelled.
+
+        Raises:
+            UsageError: The bundle has features only, or the runtime is closed.
+        """
+        self._slots.require_open()
+        self._require_preprocessor()
+        source, take = iter(enumerate(as_items(images))), self._sentiments()
+        parts = []
+        while chunk := list(itertools.islice(source, self._batch)):
+            parts.append(self._send(chunk, take))
+        return joined(parts)
 
     @overload
     def stream(
@@ -233,20 +258,24 @@ class Runtime:
                     taps[name][index] = row[name]
         return Features(taps, [row if isinstance(row, ItemError) else None for row in rows])
 
-    def infer(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def infer(self, tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
         """One engine call on ready tensors: no decode, no resize, no labels.
 
         Args:
             tensors: Every graph input, C-contiguous ``(N, H, W, 3)`` uint8 (as ``manifest.inputs`` says), with
-                N of 1 to the bundle's max-batch.
+                N of 1 to the bundle's max-batch. With an engine on a GPU, arrays on that GPU as well (of PyTorch,
+                CuPy, PyCUDA: whatever has ``__cuda_array_interface__`` or ``__dlpack__``), which are not copied to
+                the host.
 
         Returns:
             Tap name to ``(N, D)`` float32.
 
         Raises:
-            UsageError: A tensor is absent, or has another dtype, shape or layout.
+            UsageError: A tensor is absent, or has another dtype, shape or layout, or lies elsewhere.
         """
         self._slots.require_open()
+        if any(_on_device(array) for array in tensors.values()):
+            return dict(self._run_device(tensors, keep=False))
         count = self._check_tensors(tensors)
         # Backends share writable memory only.
         ready = {s.name: a if (a := tensors[s.name]).flags.writeable else a.copy() for s in self._inputs}
@@ -258,16 +287,50 @@ class Runtime:
         finally:
             self._slots.give(slot)
 
+    def infer_on_device(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with arrays on the engine's GPU, and leave the results there.
+
+        Args:
+            tensors: Every graph input, as for ``infer``.
+
+        Returns:
+            Tap name to an array ``(N, D)`` float32 on the device, with ``__cuda_array_interface__`` and
+            ``to_host()``; its memory is its own.
+
+        Raises:
+            UsageError: As for ``infer``, or the engine does not run on a GPU.
+        """
+        self._slots.require_open()
+        return dict(self._run_device(tensors, keep=True))
+
+    def _run_device(self, tensors: Mapping[str, Any], keep: bool) -> Mapping[str, Any]:
+        self._check_names(tensors)
+        slot = self._slots.take()
+        try:
+            if not isinstance(slot, DeviceSlot):
+                raise UsageError(
+                    f"tensors on a GPU: the engine {self.choice.engine.target} {self.choice.engine.precision} takes "
+                    "arrays of the host only; copy them, or load a bundle with an engine for that GPU"
+                )
+            with self._slots.call():
+                outputs = slot.run_device(tensors, keep)
+                return outputs if keep else {name: np.array(value) for name, value in outputs.items()}
+        finally:
+            self._slots.give(slot)
+
     def prepare(self, *counts: int) -> None:
         """Compile for these batch sizes now. Otherwise each is compiled at its first call (about 0.3 s)."""
         self.session.prepare(counts)
 
-    def _check_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> int:
-        count = 0
+    def _check_names(self, tensors: Mapping[str, Any]) -> None:
         foreign = sorted(set(tensors) - {s.name for s in self._inputs})
         if foreign:
             known = ", ".join(s.name for s in self._inputs)
             raise UsageError(f"no input {foreign[0]!r}; the graph takes {known}")
+
+    def _check_tensors(self, tensors: Mapping[str, NDArray[Any]]) -> int:
+        count = 0
+        self._check_names(tensors)
         for spec in self._inputs:
             array = tensors.get(spec.name)
             if not isinstance(array, np.ndarray):
@@ -358,6 +421,16 @@ class Runtime:
         for row in range(len(chunk)):
             submit(self._hosts, prepare, row)
         return done
+
+
+def _on_device(array: Any) -> bool:
+    """Whether an array lies on a GPU; what numpy can read does not."""
+    if isinstance(array, np.ndarray):
+        return False
+    if hasattr(array, "__cuda_array_interface__"):
+        return True
+    where = getattr(array, "__dlpack_device__", None)
+    return where is not None and int(where()[0]) == _DLPACK_CUDA
 
 
 def _shape_text(spec: TensorSpec) -> str:

@@ -25,7 +25,7 @@ for library in ("onnx", "onnxscript", "onnxruntime", "ml_dtypes", "torch", "timm
 
 from lowered import PLANS, Lowering
 
-from vsa_rt.engines.tensorrt_rtx import CAPABILITIES, compile_ahead
+from vsa_rt.engines.tensorrt.compiler import CAPABILITIES, compile_ahead
 from vsa_rt.export.photographs import shipped_photographs
 
 SEED, MAX_BATCH = 0, 8

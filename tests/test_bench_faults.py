@@ -90,6 +90,7 @@ def failed(report: Report) -> dict[str, list[str]]:
 def harm(root: Path, target: str, precision: Precision, fault: Fault) -> None:
     """Put an engine in an engine's place that is built from a faulty graph."""
     from vsa_rt.engines import table
+    from vsa_rt.engines.compiling import CompileOptions, Source
 
     backend, _, device = target.partition(":")
     pytest.importorskip(backend, reason=f"the harmed engine is {backend}'s")
@@ -100,7 +101,8 @@ def harm(root: Path, target: str, precision: Precision, fault: Fault) -> None:
     fault(model)
     shutil.rmtree(root / engine.folder)
     (root / engine.folder).mkdir()
-    table.backend(backend).build(model.SerializeToString(), root / engine.folder, device, manifest.max_batch)
+    source, options = Source(model.SerializeToString()), CompileOptions(manifest.max_batch)
+    table.backend(backend).build(source, root / engine.folder, device, options)
     seal_folder(root, manifest)
 
 

@@ -21,6 +21,7 @@ from vsa_rt.bench.records.timing import Plan
 from vsa_rt.contracts import Target, TensorSpec
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, RawLayer, Tensors
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.engines.openvino import OpenVino
 from vsa_rt.errors import EnvironmentUnusable
 
@@ -59,7 +60,8 @@ def test_lower_precisions_compute_the_same_function(kind: Kind, tmp_path: Path) 
         folder = tmp_path / precision
         folder.mkdir()
         backend = table.backend("openvino")
-        names = backend.build(chain_graph(kind, precision), folder, "cpu", shape[0])
+        source = Source(chain_graph(kind, precision))
+        names = backend.build(source, folder, "cpu", CompileOptions(shape[0])).files
         session = backend.open(
             [(folder / n).read_bytes() for n in names],
             [TensorSpec("x", "float32", (None, *shape[1:]))],

@@ -18,6 +18,7 @@ from vsa_rt.contracts import Precision, Target, TensorSpec
 from vsa_rt.doctor import describe_machine
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.pipeline import diagnose
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ def test_openvino_runs_the_probe_of_int8_in_bytes() -> None:
     pytest.importorskip("openvino", reason="its convolutions are looked at")
     backend = table.backend("openvino")
     with tempfile.TemporaryDirectory() as folder:
-        names = backend.build(probe_graph(Precision.INT8), Path(folder), "cpu", 4)
-        files = [(Path(folder) / name).read_bytes() for name in names]
+        source = Source(probe_graph(Precision.INT8))
+        made = backend.build(source, Path(folder), "cpu", CompileOptions(4))
+        files = [(Path(folder) / name).read_bytes() for name in made.files]
     inputs = [TensorSpec("image", "float32", (None, CHANNELS, SIZE, SIZE))]
     outputs = [TensorSpec("features", "float32", (None, CHANNELS))]
     profiler = backend.profiler(files, inputs, outputs, OpenOptions(max_batch=4, threads=1))

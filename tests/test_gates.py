@@ -189,6 +189,7 @@ def test_a_backbone_scaled_by_two_percent_is_named_first(
 ) -> None:
     pytest.importorskip("openvino", reason="the harmed engine is OpenVINO's")
     from vsa_rt.engines import table
+    from vsa_rt.engines.compiling import CompileOptions, Source
 
     manifest = Bundle.open(bundle_copy).manifest
     engine = next(e for e in manifest.engines if (e.target, e.precision) == ("openvino:cpu", precision))
@@ -196,7 +197,8 @@ def test_a_backbone_scaled_by_two_percent_is_named_first(
     harmed = scaled((bundle_copy / graph.path).read_bytes(), tap, 1.02)
     shutil.rmtree(bundle_copy / engine.folder)
     (bundle_copy / engine.folder).mkdir()
-    table.backend("openvino").build(harmed, bundle_copy / engine.folder, "cpu", manifest.max_batch)
+    folder = bundle_copy / engine.folder
+    table.backend("openvino").build(Source(harmed), folder, "cpu", CompileOptions(manifest.max_batch))
     seal_folder(bundle_copy, manifest)
     for data in ([], ["--data", toy_data]):
         done = here("check", bundle_copy, *data, "--json")

@@ -19,6 +19,7 @@ from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import TensorSpec
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Profiler, RawLayer, Tensors
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.engines.onnxruntime import OnnxRuntimeSession, layers_from_profile
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.manifest import Manifest, TapRecord
@@ -77,7 +78,8 @@ def opened(name: str, folder: Path, max_batch: int = 4) -> Profiler:
     """The two backbones, built and opened with counters."""
     pytest.importorskip(name, reason=f"the profile is {name}'s")
     backend = table.backend(name)
-    files = [(folder / f).read_bytes() for f in backend.build(two_backbones(), folder, "cpu", max_batch)]
+    made = backend.build(Source(two_backbones()), folder, "cpu", CompileOptions(max_batch))
+    files = [(folder / f).read_bytes() for f in made.files]
     inputs = [TensorSpec("x", "float32", (None, 3, 32, 32))]
     outputs = [TensorSpec(t.name, "float32", (None, t.width)) for t in TAPS]
     return backend.profiler(files, inputs, outputs, OpenOptions(max_batch=max_batch, threads=1))

@@ -22,6 +22,7 @@ from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import DIVISIONS, Precision, TensorSpec
 from vsa_rt.engines import openvino_session
 from vsa_rt.engines.backend import OpenOptions, Tensors
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.engines.onnxruntime import OnnxRuntime
 from vsa_rt.engines.openvino import OpenVino, OpenVinoSession
 from vsa_rt.engines.openvino_branches import Branch, cut, find_branches, share_out
@@ -116,7 +117,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def built(graph: bytes, folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in OpenVino().build(graph, folder, "cpu", MAX)]
+    made = OpenVino().build(Source(graph), folder, "cpu", CompileOptions(MAX))
+    return [(folder / name).read_bytes() for name in made.files]
 
 
 def opened(
@@ -126,7 +128,7 @@ def opened(
     inputs: Sequence[TensorSpec] = (),
     outputs: Mapping[str, int] = WIDTHS,
     max_batch: int = MAX,
-    **options: int,
+    **options: Any,
 ) -> OpenVinoSession:
     return OpenVino().open(
         files,
@@ -271,7 +273,7 @@ def test_branches_of_one_backbone_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_onnx_runtime_divides_by_threads_alone(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the session is ONNX Runtime's")
-    [name] = OnnxRuntime().build(ensemble(), tmp_path, "cpu", MAX)
+    [name] = OnnxRuntime().build(Source(ensemble()), tmp_path, "cpu", CompileOptions(MAX)).files
     files = [(tmp_path / name).read_bytes()]
     inputs = [TensorSpec(n, "uint8", (None, *shape)) for n, shape in INPUTS.items()]
     outputs = [TensorSpec(n, "float32", (None, width)) for n, width in WIDTHS.items()]
@@ -688,7 +690,7 @@ def test_weights_of_eight_bits_alone_do_not_ask_for_int8(tmp_path: Path) -> None
 def test_onnx_runtime_does_not_tell_how_much_of_an_int8_graph_runs_in_int8(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the session is ONNX Runtime's")
     graph = typed(Precision.INT8, Precision.INT8)
-    [name] = OnnxRuntime().build(graph, tmp_path, "cpu", MAX)
+    [name] = OnnxRuntime().build(Source(graph), tmp_path, "cpu", CompileOptions(MAX)).files
     inputs = [TensorSpec(n, "uint8", (None, *shape)) for n, shape in INPUTS.items()]
     outputs = [
         TensorSpec(n, "float32", (None, width)) for n, width in (("a", 16), ("b", 16), ("features", 32))

@@ -153,12 +153,13 @@ def session(lowered: Any, tiny_bundle: Path, tmp_path: Path) -> Iterator[Any]:
     pytest.importorskip("openvino", reason="OpenVINO runs bf16 graphs on a CPU")
     from vsa_rt.engines import table
     from vsa_rt.engines.backend import OpenOptions
+    from vsa_rt.engines.compiling import CompileOptions, Source
     from vsa_rt.engines.select import input_specs, output_specs
 
     manifest = Bundle.open(tiny_bundle).manifest
     backend = table.backend("openvino")
-    names = backend.build(lowered.SerializeToString(), tmp_path, "cpu", 4)
-    files = [(tmp_path / name).read_bytes() for name in names]
+    made = backend.build(Source(lowered.SerializeToString()), tmp_path, "cpu", CompileOptions(4))
+    files = [(tmp_path / name).read_bytes() for name in made.files]
     options = OpenOptions(max_batch=4, threads=2)
     opened = backend.open(files, input_specs(manifest), output_specs(manifest), options)
     yield opened

@@ -24,7 +24,7 @@ pytest.importorskip("ml_dtypes", reason="weights in bfloat16 are made with ml_dt
 from lowered import PLANS, Lowering
 from patterns import PATTERNS, PRECISIONS, Net, pattern
 
-from vsa_rt.engines.tensorrt_rtx import CAPABILITIES, compile_ahead, probe_compiler
+from vsa_rt.engines.tensorrt.compiler import CAPABILITIES, compile_ahead, probe_compiler
 
 UINT8, FLOAT = onnx.TensorProto.UINT8, onnx.TensorProto.FLOAT
 
@@ -42,14 +42,14 @@ def refusal(graph: bytes, *capabilities: str) -> str:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_pattern_compiles_in_every_precision(name: str, precision: str) -> None:
-    assert compile_ahead(pattern(name, precision), ["SM86"], max_batch=4)
+    assert compile_ahead(pattern(name, precision), ["sm_86"], max_batch=4)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8 in fp16"])
 @pytest.mark.parametrize("name", [n for n in PATTERNS if n != "GRU"])
 def test_in_half_one_engine_serves_all_from_turing_on(name: str, precision: str) -> None:
     """The GRU's loop stays in float32, and its products with it."""
-    assert CAPABILITIES[0] == "SM75"
+    assert CAPABILITIES[0] == "sm_75"
     assert compile_ahead(pattern(name, precision), max_batch=4)
 
 
@@ -98,41 +98,41 @@ REFUSALS: dict[str, tuple[Callable[[Net], str], str, str, list[str]]] = {
     "zero point of 3": (
         asymmetric,
         "fp32",
-        "SM86",
+        "sm_86",
         ["'lopsided' (QuantizeLinear)", "Non-zero zero point is not supported", "symmetrically"],
     ),
     "int32 bias": (
         quantised_bias,
         "int8",
-        "SM86",
+        "sm_86",
         ["'bias_of_fc' (DequantizeLinear)", "input has type Int32", "leave biases in float"],
     ),
     "Transpose of uint8": (
         early_transpose,
         "fp32",
-        "SM86",
+        "sm_86",
         ["'layout' (Transpose)", "input has type UInt8", "let a Cast to float come first"],
     ),
-    "NonZero": (proposals, "fp32", "SM86", ["'proposals' (NonZero)", "not found", "fixed number of proposals"]),
+    "NonZero": (proposals, "fp32", "sm_86", ["'proposals' (NonZero)", "not found", "fixed number of proposals"]),
     "product in fp32 on Turing": (
         dense,
         "fp32",
-        "SM75",
-        ["'fc' (matrix multiply)", "FP32 GEMM is not supported", "compute it in fp16, or leave SM75 out"],
+        "sm_75",
+        ["'fc' (matrix multiply)", "FP32 GEMM is not supported", "compute it in fp16, or leave sm_75 out"],
     ),
     "int8 in fp32 on Turing": (
         dense,
         "int8",
-        "SM75",
-        ["'fc' (matrix multiply)", "FP32 GEMM is not supported", "compute it in fp16, or leave SM75 out"],
+        "sm_75",
+        ["'fc' (matrix multiply)", "FP32 GEMM is not supported", "compute it in fp16, or leave sm_75 out"],
     ),
     "bf16 on Turing": (
         dense,
         "bf16",
-        "SM75",
-        ["'Relu_1' (activation)", "b16", "fp16 instead of bf16, or leave SM75 out"],
+        "sm_75",
+        ["'Relu_1' (activation)", "b16", "fp16 instead of bf16, or leave sm_75 out"],
     ),
-    "GRU in bf16": (recurrent, "bf16", "SM86", ["'rnn' (GRU)", "Float and BFloat16", "--exclude"]),
+    "GRU in bf16": (recurrent, "bf16", "sm_86", ["'rnn' (GRU)", "Float and BFloat16", "--exclude"]),
 }  # fmt: skip
 
 
@@ -150,13 +150,13 @@ def test_a_refusal_names_the_node_the_reason_and_a_way_out(case: str) -> None:
 
 def test_an_engine_for_several_is_refused_if_one_cannot_compute_it() -> None:
     net = Net("bf16")
-    assert "SM75" in refusal(net.bytes(dense(net)), "SM75", "SM89")
+    assert "sm_75" in refusal(net.bytes(dense(net)), "sm_75", "sm_89")
 
 
 def test_a_node_without_a_name_is_told_by_its_place_or_its_result() -> None:
     for make, capability, words in (
-        (proposals, "SM86", "'#0' (NonZero)"),
-        (dense, "SM75", "'node_of_fc_out'"),
+        (proposals, "sm_86", "'#0' (NonZero)"),
+        (dense, "sm_75", "'node_of_fc_out'"),
     ):
         net = Net()
         model = onnx.load_from_string(net.bytes(make(net)))
@@ -167,10 +167,10 @@ def test_a_node_without_a_name_is_told_by_its_place_or_its_result() -> None:
 
 def test_a_refusal_leaves_nothing_behind() -> None:
     for _ in range(2):
-        assert "'fc'" in refusal(pattern_of(dense), "SM75")
-        assert "'proposals'" not in refusal(pattern_of(dense), "SM75")
-        assert "'fc'" not in refusal(pattern_of(proposals), "SM86")
-        assert compile_ahead(pattern_of(dense), ["SM86"], max_batch=4)
+        assert "'fc'" in refusal(pattern_of(dense), "sm_75")
+        assert "'proposals'" not in refusal(pattern_of(dense), "sm_75")
+        assert "'fc'" not in refusal(pattern_of(proposals), "sm_86")
+        assert compile_ahead(pattern_of(dense), ["sm_86"], max_batch=4)
 
 
 def pattern_of(make: Callable[[Net], str], precision: str = "fp32") -> bytes:
@@ -183,7 +183,7 @@ def pattern_of(make: Callable[[Net], str], precision: str = "fp32") -> bytes:
 
 @pytest.mark.parametrize("data", [b"", b"garbage"])
 def test_bytes_that_are_no_graph_are_refused(data: bytes) -> None:
-    assert "give a whole ONNX model" in refusal(data, "SM86")
+    assert "give a whole ONNX model" in refusal(data, "sm_86")
 
 
 def test_weights_in_other_files_are_not_read(working_folder: Path) -> None:
@@ -197,7 +197,7 @@ def test_weights_in_other_files_are_not_read(working_folder: Path) -> None:
     for location in ("w.bin", str(working_folder / "w.bin")):
         del tensor.external_data[:]
         tensor.external_data.add(key="location", value=location)
-        assert "keep every weight inside the ONNX file" in refusal(model.SerializeToString(), "SM86")
+        assert "keep every weight inside the ONNX file" in refusal(model.SerializeToString(), "sm_86")
 
 
 @pytest.mark.parametrize("shape", [[2, 32], ["batch", "width"]])
@@ -210,13 +210,13 @@ def test_the_batch_must_be_the_one_free_axis(shape: list[Any]) -> None:
         ir_version=10,
     )
     with pytest.raises(UsageError, match=r"input 'x' has shape .* the batch, must be free"):
-        compile_ahead(graph.SerializeToString(), ["SM86"], max_batch=4)
+        compile_ahead(graph.SerializeToString(), ["sm_86"], max_batch=4)
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"capabilities": ["SM90"], "max_batch": 4}, "'SM90': unknown; there are .*SM89"),
+        ({"capabilities": ["sm_90"], "max_batch": 4}, "'sm_90': unknown; there are .*sm_89"),
         ({"capabilities": [], "max_batch": 4}, "no compute capability"),
         ({"max_batch": 0}, "batches 1, 0, 0"),
         ({"max_batch": 4, "opt_batch": 8}, "batches 1, 8, 4"),
@@ -249,7 +249,7 @@ def test_without_the_wheel_the_error_says_how_to_install_it(
         (tmp_path / "tensorrt_rtx.py").write_text("raise OSError('libtensorrt_rtx.so.1: not there')")
         monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EnvironmentUnusable, match=r"pip install 'vsa-rt\[tensorrt-rtx\]'"):
-        compile_ahead(pattern_of(dense), ["SM86"], max_batch=4)
+        compile_ahead(pattern_of(dense), ["sm_86"], max_batch=4)
     found = probe_compiler()
     assert not found.usable
     assert ("not installed" if how == "absent" else "libtensorrt_rtx.so.1") in found.reason
@@ -260,9 +260,9 @@ def test_nothing_is_printed_past_the_logger(tmp_path: Path) -> None:
     """This pattern in half makes the compiler print a warning on standard output, which holds documents."""
     (tmp_path / "graph.onnx").write_bytes(pattern("unit norm", "fp16"))
     code = (
-        "import sys; from pathlib import Path; from vsa_rt.engines.tensorrt_rtx import compile_ahead\n"
+        "import sys; from pathlib import Path; from vsa_rt.engines.tensorrt.compiler import compile_ahead\n"
         "print('before', end=' ')\n"
-        f"made = compile_ahead(Path({str(tmp_path / 'graph.onnx')!r}).read_bytes(), ['SM86'], max_batch=4)\n"
+        f"made = compile_ahead(Path({str(tmp_path / 'graph.onnx')!r}).read_bytes(), ['sm_86'], max_batch=4)\n"
         "print(len(made) > 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -289,7 +289,7 @@ def test_threads_compile_one_after_the_other() -> None:
     found: dict[int, str] = {}
 
     def work(index: int) -> None:
-        make, capability = ((dense, "SM75"), (proposals, "SM86"))[index % 2]
+        make, capability = ((dense, "sm_75"), (proposals, "sm_86"))[index % 2]
         found[index] = refusal(pattern_of(make), capability)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
@@ -312,7 +312,7 @@ def lowering(request: pytest.FixtureRequest, photographs: list[Path]) -> Lowerin
 
 @pytest.mark.parametrize("plan", [p for p in PLANS if "throughout" not in p])
 def test_lowered_ensembles_compile(lowering: Lowering, plan: str) -> None:
-    assert compile_ahead(lowering.graph(plan), ["SM86", "SM89"], max_batch=4)
+    assert compile_ahead(lowering.graph(plan), ["sm_86", "sm_89"], max_batch=4)
 
 
 @pytest.mark.parametrize("plan", [p for p in PLANS if "throughout" in p])
@@ -322,4 +322,4 @@ def test_ensembles_in_half_throughout_compile_for_turing(lowering: Lowering, pla
 
 @pytest.mark.parametrize("plan", ["fp32", "fp16", "int8"])
 def test_a_head_in_float32_is_refused_for_turing(lowering: Lowering, plan: str) -> None:
-    assert "FP32 GEMM is not supported" in refusal(lowering.graph(plan), "SM75")
+    assert "FP32 GEMM is not supported" in refusal(lowering.graph(plan), "sm_75")

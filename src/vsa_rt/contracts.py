@@ -31,8 +31,9 @@ class Precision(str, Enum):
 
 #: How one call is divided among cores. ``threads``: all of them work on the whole batch, layer by layer. ``images``:
 #: each, or each group of them, takes a share of the images. ``branches``: each takes some of the backbones that share
-#: no arithmetic; what joins them follows on all cores.
-Division = Literal["threads", "images", "branches"]
+#: no arithmetic; what joins them follows on all cores. On a GPU, ``merged``: one engine for the whole graph;
+#: ``streams``: an engine for each backbone, each on a stream of its own, then one for what joins them.
+Division = Literal["threads", "images", "branches", "merged", "streams"]
 DIVISIONS: tuple[Division, ...] = get_args(Division)
 
 
@@ -81,6 +82,11 @@ class Target:
         if not colon or not backend or not device:
             raise UsageError(f"target {text!r}: expected BACKEND:DEVICE, such as openvino:cpu")
         return cls(backend, device)
+
+    def covers(self, other: Target) -> bool:
+        """Whether what was built for this one is what another one names: ``sm_86+sm_89`` is for either of the two."""
+        devices = self.device.split("+")
+        return self == other or (self.backend == other.backend and other.device in devices)
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.device}"

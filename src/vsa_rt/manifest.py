@@ -13,8 +13,8 @@ from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.manifest_rules import check_consistency
 from vsa_rt.recipe import Recipe
 
-#: 4 since an image may be looked at through several views.
-SCHEMA = 4
+#: 5 since engines may be compiled for GPUs that the building machine does not have.
+SCHEMA = 5
 
 
 class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,6 +121,57 @@ class GateRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     skipped: int = 0
 
 
+class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One engine file of several that together compute the graph.
+
+    Attributes:
+        name: Of what it computes: a tap, or ``head``.
+        file: Its path in the bundle.
+        inputs: Tensors that it takes: of the graph, or what earlier stages give.
+        outputs: Tensors that it gives.
+    """
+
+    name: str
+    file: str
+    inputs: list[str]
+    outputs: list[str]
+
+
+class CompiledRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How TensorRT compiled an engine: what decides where it may be opened, and what makes it again.
+
+    Attributes:
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        version: The library's, such as ``10.3.0``.
+        capabilities: Compute capabilities that it was compiled for, such as ``sm_87``.
+        system: Operating system and processor, such as ``linux-aarch64``.
+        driver: Of the machine that compiled it; empty without one.
+        typing: ``strong``: the graph's types say each precision. ``weak``: the compiler chose inside of ``flags``.
+        flags: Builder flags, by the library's names.
+        version_compatible: Whether later versions of the library may open it.
+        hardware: Other devices that may open it: ``none``, ``ampere+`` or ``same capability``.
+        stripped: Whether it lacks the weights, which come from the graph when it is opened.
+        batches: Smallest, usual and largest batch of its optimisation profile.
+        stages: The streams form: an engine for each backbone and one for what joins them; empty without it. The
+            engine's first file is the merged form.
+        trtexec: The command that makes the merged form with TensorRT's own tool, run in the bundle.
+    """
+
+    library: str
+    version: str
+    capabilities: list[str]
+    system: str
+    driver: str
+    typing: Literal["strong", "weak"]
+    flags: list[str]
+    version_compatible: bool
+    hardware: Literal["none", "ampere+", "same capability"]
+    stripped: bool
+    batches: list[int]
+    stages: list[StageRecord]
+    trtexec: str
+
+
 class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One built engine.
 
@@ -142,6 +193,9 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         division: Batch size to how a call of so many images is divided among as many threads; empty for the backend's
             own way.
         gate: Its comparison with the reference.
+        proof: What was compared: the ``engine`` itself; or the ``graph`` that it was compiled from, run by an
+            executor that rounds as the engine would, where the building machine could not open the engine.
+        compiled: How it was compiled; ``None`` for engines that are graphs for a library on the CPU.
     """
 
     target: str
@@ -159,6 +213,8 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     threads: int
     division: dict[str, str]
     gate: GateRecord
+    proof: Literal["engine", "graph"] = "engine"
+    compiled: CompiledRecord | None = None
 
 
 class Rejection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from vsa_rt.contracts import DIVISIONS, Precision, Target, scores_kind
@@ -14,7 +14,7 @@ from vsa_rt.recipe import needed_backbones, options_of, tensor_input, views_of_r
 from vsa_rt.recipe_rules import check_recipe
 
 if TYPE_CHECKING:
-    from vsa_rt.manifest import EngineRecord, GraphRecord, Manifest, PlanRecord
+    from vsa_rt.manifest import EngineRecord, GraphRecord, Manifest, PlanRecord, StageRecord
 
 #: More images than this in one call are nobody's wish; it bounds what a foreign manifest can allocate.
 MAX_BATCH = 1024
@@ -171,6 +171,43 @@ def _check_graphs(manifest: Manifest) -> str:
             return f"{engine.folder!r} divides batches as {engine.division} among {engine.threads} threads"
         if len(set(engine.exclude)) < len(engine.exclude):
             return f"{engine.folder!r} excludes a node twice"
+        problem = _check_compiled(manifest, engine)
+        if problem:
+            return f"{engine.folder!r} {problem}"
+    return ""
+
+
+def _check_compiled(manifest: Manifest, engine: EngineRecord) -> str:
+    """What is wrong with how an engine was compiled or proved; empty if nothing is."""
+    if bool(engine.latency_ms) != (engine.proof == "engine"):
+        return f"was measured at batches {sorted(engine.latency_ms)}, and its proof is that of the {engine.proof}"
+    compiled = engine.compiled
+    if compiled is None:
+        return "was never run, and nothing says how it was compiled" if engine.proof == "graph" else ""
+    if compiled.library != Target.parse(engine.target).backend or not compiled.capabilities:
+        return f"is for {engine.target}, and was compiled by {compiled.library} for {compiled.capabilities}"
+    least, usual, most = compiled.batches if len(compiled.batches) == 3 else (0, 0, 0)
+    if not 1 <= least <= usual <= most <= MAX_BATCH or most < manifest.max_batch:
+        return f"takes batches {compiled.batches}, and the bundle's calls have up to {manifest.max_batch}"
+    if [s.file for s in compiled.stages] != engine.files[1:]:
+        return f"has stages in {[s.file for s in compiled.stages]}, and the files {engine.files[1:]} beside the first"
+    return _check_stages(manifest, compiled.stages)
+
+
+def _check_stages(manifest: Manifest, stages: Sequence[StageRecord]) -> str:
+    """What is wrong with the engines that together compute a graph; empty if nothing is."""
+    there = {i.name for i in manifest.inputs}
+    given: list[str] = []
+    for stage in stages:
+        missing = sorted(set(stage.inputs) - there)
+        if missing or not stage.inputs or not stage.outputs:
+            return (
+                f"has a stage {stage.name!r} that takes {missing or 'nothing'}, which nothing before it gives"
+            )
+        there.update(stage.outputs)
+        given += stage.outputs
+    if len(set(given)) < len(given) or (stages and not {t.name for t in manifest.taps} <= set(given)):
+        return f"has stages that give {sorted(given)}, and the graph has other taps"
     return ""
 
 

@@ -29,6 +29,19 @@ from vsa_rt.cli.options import (
     targets_of,
     weights_of,
 )
+from vsa_rt.cli.tuning import (
+    AuxStreams,
+    FusionOption,
+    HardwareCompatible,
+    Level,
+    MinBatch,
+    OptBatch,
+    StripWeights,
+    TimingCache,
+    VersionCompatible,
+    Workspace,
+    tuning_of,
+)
 from vsa_rt.contracts import Precision
 from vsa_rt.errors import UsageError
 
@@ -209,6 +222,16 @@ def build(
     ] = None,
     max_batch: MaxBatch = None,
     settings: Settings = None,
+    fusion: FusionOption = None,
+    min_batch: MinBatch = None,
+    opt_batch: OptBatch = None,
+    timing_cache: TimingCache = None,
+    aux_streams: AuxStreams = None,
+    workspace: Workspace = None,
+    level: Level = None,
+    version_compatible: VersionCompatible = False,
+    hardware_compatible: HardwareCompatible = None,
+    strip_weights: StripWeights = False,
     as_json: AsJson = False,
 ) -> None:
     """Build a bundle: export, lower, compile, gate and measure."""
@@ -216,6 +239,18 @@ def build(
     from vsa_rt.pipeline.build import BuildOptions
     from vsa_rt.pipeline.build import build as build_bundle
 
+    tuning = {
+        "fusion": fusion,
+        "min_batch": min_batch,
+        "opt_batch": opt_batch,
+        "timing_cache": timing_cache,
+        "aux_streams": aux_streams,
+        "workspace": workspace,
+        "level": level,
+        "version_compatible": version_compatible,
+        "hardware": hardware_compatible,
+        "strip": strip_weights,
+    }
     with shown_progress() as progress:
         options = BuildOptions(
             data=data,
@@ -232,6 +267,7 @@ def build(
             budget=budget_of(budget),
             exclude=excluded_of(exclude),
             force=force,
+            tuning=tuning_of(tuning, targets_of(target)),
         )
         manifest = build_bundle(source, out, options)
     render.manifest(manifest, out, as_json)

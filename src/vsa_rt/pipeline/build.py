@@ -13,6 +13,8 @@ from vsa_rt.budget import Budget
 from vsa_rt.bundle import MANIFEST, Bundle, new_folder, seal_folder
 from vsa_rt.contracts import Precision, Target
 from vsa_rt.engines import table
+from vsa_rt.engines.backend import Probe
+from vsa_rt.engines.compiling import Tuning
 from vsa_rt.errors import EnvironmentUnusable, GateError, UsageError, needs
 from vsa_rt.manifest import EngineRecord, Manifest, Rejection
 from vsa_rt.pipeline.diagnose import PAYS, paying, pays
@@ -20,10 +22,12 @@ from vsa_rt.pipeline.export import DEFAULT_BATCH, GRAPH, ExportOptions, export_i
 from vsa_rt.pipeline.gate import Judged, Reference, run_reference
 from vsa_rt.pipeline.images import gate_photographs
 from vsa_rt.pipeline.precision.auto import Search, search
+from vsa_rt.pipeline.precision.built import Built
+from vsa_rt.pipeline.precision.half_plans import HalfPlans
 from vsa_rt.pipeline.precision.latency import median
 from vsa_rt.pipeline.precision.lowered import LoweredGraphs, backbone_taps, uniform_plan
 from vsa_rt.pipeline.precision.ranges import Int8Ranges, NoRanges, int8_ranges
-from vsa_rt.pipeline.precision.workshop import Built, Workshop
+from vsa_rt.pipeline.precision.workshop import Workshop
 from vsa_rt.pipeline.reference import find_reference
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options
 
@@ -43,6 +47,7 @@ class BuildOptions(ExportOptions):
         budget: What lowered engines may change.
         exclude: Names of nodes that stay in fp32 whatever their backbone's precision is.
         force: Keep engines that fail; the manifest then says so.
+        tuning: How TensorRT compiles.
     """
 
     targets: list[Target] = field(default_factory=list)
@@ -54,6 +59,7 @@ class BuildOptions(ExportOptions):
     budget: Budget = field(default_factory=Budget)
     exclude: list[str] = field(default_factory=list)
     force: bool = False
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 def _targets(options: BuildOptions) -> tuple[list[Target], list[Rejection]]:
@@ -67,18 +73,19 @@ def _targets(options: BuildOptions) -> tuple[list[Target], list[Rejection]]:
     rejected: list[Rejection] = []
     for target in options.targets or table.targets():
         found = table.probe(target)
-        known = table.backend(target.backend).precisions
-        if options.targets and not found.usable:
-            raise EnvironmentUnusable(f"target {target}: {found.reason}; {found.install}")
+        known = table.backend(target.backend).precisions(target.device)
+        ahead = bool(options.targets) and found.compiles
+        if options.targets and not (found.usable or ahead):
+            raise EnvironmentUnusable(_unusable(target, found))
         if options.precision not in (None, *known):
             if options.targets:
                 raise UsageError(
                     f"target {target} has no precision {options.precision}; it has {', '.join(map(str, known))}"
                 )
-        elif found.usable:
+        elif found.usable or ahead:
             wanted.append(target)
-        if not found.usable:
-            reason = f"{found.reason}; {found.install}"
+        if not (found.usable or ahead):
+            reason = _unusable(target, found).partition(": ")[2]
             rejected.append(Rejection(target=str(target), precision="", reason=reason))
     if not wanted:
         reasons = "; ".join(f"{r.target}: {r.reason}" for r in rejected)
@@ -86,6 +93,11 @@ def _targets(options: BuildOptions) -> tuple[list[Target], list[Rejection]]:
             f"no target is usable here ({reasons})" if reasons else "no target has that precision"
         )
     return wanted, rejected
+
+
+def _unusable(target: Target, found: Probe) -> str:
+    """Why nothing can be built for a target here, and what would help."""
+    return f"target {target}: {found.reason}{f'; {found.install}' if found.install else ''}"
 
 
 def _ranges(folder: Path, graphs: LoweredGraphs, options: BuildOptions) -> Int8Ranges | NoRanges:
@@ -171,6 +183,21 @@ def _only(workshop: Workshop, target: Target, options: BuildOptions, precision: 
     return Search(target, [workshop.build(target, plan)])
 
 
+def _ahead(workshop: Workshop, target: Target, options: BuildOptions, without: str) -> Search:
+    """Engines for a device that is not here: what was asked for, else half, and int8 where its ranges are known.
+
+    Nothing can be measured, so nothing is put together; what one precision changes is judged on its graph.
+    """
+    if options.precision is not None:
+        return Search(target, [workshop.build_ahead(target, options.precision, options.exclude)])
+    made = Search(target, [workshop.build_ahead(target, Precision.FP16, options.exclude)])
+    if without:
+        made.reject("int8", without)
+    else:
+        made.engines.append(workshop.build_ahead(target, Precision.INT8, options.exclude))
+    return made
+
+
 def _searches(
     workshop: Workshop, targets: Sequence[Target], options: BuildOptions, ranges: Int8Ranges | NoRanges
 ) -> tuple[list[Search], list[Rejection]]:
@@ -180,14 +207,19 @@ def _searches(
         EnvironmentUnusable: A target that was asked for by name cannot be built, or none can.
     """
     without = str(ranges) if isinstance(ranges, NoRanges) else ""
+    here = {target: table.probe(target).usable for target in targets}
     found: list[Search] = []
     rejected: list[Rejection] = []
     for target in targets:
         try:
+            if not here[target]:
+                found.append(_ahead(workshop, target, options, without))
+                continue
             if options.precision is not None:
                 found.append(_only(workshop, target, options, options.precision))
                 continue
-            lower = [p for p in table.backend(target.backend).precisions if p is not Precision.FP32]
+            known = table.backend(target.backend).precisions(target.device)
+            lower = [p for p in known if p is not Precision.FP32]
             possible = [p for p in lower if not without or p is not Precision.INT8]
             search_of = search(workshop, target, possible, options.exclude)
             if Precision.INT8 in lower and without:
@@ -237,12 +269,17 @@ def ranked(engines: Sequence[EngineRecord]) -> list[EngineRecord]:
     """Engines in the order in which they are tried at load: those that hold first, the best of them first.
 
     An engine is as good as its worst batch size: how many times the time of the fastest engine that holds it takes there.
+    Those that were compiled for other machines were never run, and come after what was.
     """
-    holding = [e for e in engines if e.gate.passed] or list(engines)
-    fastest = {batch: min(e.latency_ms[batch] for e in holding) for batch in holding[0].latency_ms}
+    ran = [e for e in engines if e.latency_ms]
+    holding = [e for e in ran if e.gate.passed] or ran
+    fastest = {
+        batch: min(e.latency_ms[batch] for e in holding) for e in holding[:1] for batch in e.latency_ms
+    }
 
-    def order(engine: EngineRecord) -> tuple[bool, float]:
-        return not engine.gate.passed, max(ms / fastest[batch] for batch, ms in engine.latency_ms.items())
+    def order(engine: EngineRecord) -> tuple[bool, bool, float]:
+        worst = max((ms / fastest[batch] for batch, ms in engine.latency_ms.items()), default=0.0)
+        return not engine.gate.passed, not engine.latency_ms, worst
 
     return sorted(engines, key=order)
 
@@ -273,15 +310,23 @@ def build(source: str, out: Path, options: BuildOptions) -> Manifest:
         ranges = _ranges(work, graphs, options)
         if isinstance(ranges, Int8Ranges):
             graphs.ranges = ranges.thresholds()
-        workshop = Workshop(graphs, reference, judged, options.budget, options.progress)
+        recipe = manifest.recipe
+        halves = HalfPlans(
+            graphs, lambda: gate_photographs(options.data, recipe), options.budget, options.progress
+        )
+        workshop = Workshop(
+            graphs, reference, judged, options.budget, options.progress, options.tuning, halves
+        )
         found, rejected = _searches(workshop, targets, options, ranges)
         graphs.forget()
+        halves.forget()
         good, failed = _without_failed(workshop, [b for s in found for b in s.engines], options)
-        good = [workshop.divided(b) for b in good]
+        good = [b if b.proof == "graph" else workshop.divided(b) for b in good]
         options.progress("measuring")
-        samples = workshop.measure(good)
+        ran = [b for b in good if b.proof == "engine"]
+        samples = workshop.measure(ran) if ran else {}
         engines = ranked(
-            [b.record({batch: median(times) for batch, times in samples[b.name].items()}) for b in good]
+            [b.record({n: median(times) for n, times in samples.get(b.name, {}).items()}) for b in good]
         )
         leaders = {e.target: e for e in reversed(engines) if e.gate.passed}
         made = msgspec.structs.replace(
@@ -330,8 +375,12 @@ def _why_first(engines: list[EngineRecord]) -> str:
     if len(engines) == 1:
         return f"{first.target} {first.precision}: the only one ({_times(first)})"
     others = "; ".join(f"{e.target} {e.precision} {_times(e)}" for e in engines[1:])
+    if not first.latency_ms:
+        return f"{first.target} {first.precision}: the first one; none was run ({others})"
     return f"{first.target} {first.precision}: fastest over its batch sizes ({_times(first)}; {others})"
 
 
 def _times(engine: EngineRecord) -> str:
+    if not engine.latency_ms:
+        return "compiled ahead of time, never run"
     return ", ".join(f"{ms:.1f} ms at batch {batch}" for batch, ms in engine.latency_ms.items())

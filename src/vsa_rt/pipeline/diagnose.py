@@ -14,6 +14,7 @@ from vsa_rt.contracts import Precision, Target, TensorSpec
 from vsa_rt.doctor import Machine, describe_machine, usable_cores
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.runtime import jpeg, resample
 
@@ -85,17 +86,19 @@ def _open(target: Target, precision: Precision) -> Session:
 
     backend = table.backend(target.backend)
     with tempfile.TemporaryDirectory() as folder:
-        names = backend.build(_probe_graph(precision), Path(folder), target.device, 4)
-        files = [(Path(folder) / name).read_bytes() for name in names]
+        source = Source(_probe_graph(precision))
+        made = backend.build(source, Path(folder), target.device, CompileOptions(max_batch=4))
+        files = [(Path(folder) / name).read_bytes() for name in made.files]
     inputs = [TensorSpec("image", "float32", (None, CHANNELS, SIZE, SIZE))]
     outputs = [TensorSpec("features", "float32", (None, CHANNELS))]
-    return backend.open(files, inputs, outputs, OpenOptions(max_batch=4, threads=usable_cores()))
+    options = OpenOptions(max_batch=4, threads=usable_cores(), device=target.device, compiled=made.compiled)
+    return backend.open(files, inputs, outputs, options)
 
 
 def _measure(target: Target) -> list[Speed]:
     sessions: dict[Precision, Session] = {}
     reasons: dict[Precision, str] = {}
-    known = [p for p in table.backend(target.backend).precisions if p in PROBED]
+    known = [p for p in table.backend(target.backend).precisions(target.device) if p in PROBED]
     for precision in known:
         try:
             sessions[precision] = _open(target, precision)

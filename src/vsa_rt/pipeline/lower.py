@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
-from vsa_rt.bench.parity import Parity
 from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle, new_folder
 from vsa_rt.contracts import Precision
@@ -25,47 +23,26 @@ from vsa_rt.dataset import Photograph
 from vsa_rt.documents import finite
 from vsa_rt.errors import GateError, UsageError, needs
 from vsa_rt.manifest import CalibrationRecord, InputRecord
-from vsa_rt.pipeline.calibrate import choose, peaks
+from vsa_rt.pipeline.calibrate import choose
 from vsa_rt.pipeline.export import Progress, silent
 from vsa_rt.pipeline.gate import (
-    Judged,
-    Reference,
-    compare_batch,
-    comparison_of,
     decides,
     run_reference,
     tolerance_for,
 )
 from vsa_rt.pipeline.images import PhotographFeed, gate_photographs
+from vsa_rt.pipeline.precision.halving import IMAGES, ROUNDS, Halving
 from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps
-from vsa_rt.pipeline.precision.narrowed import exact_nodes, float_activations, kept_nodes, narrowed_nodes
+from vsa_rt.pipeline.precision.narrowed import kept_nodes
 from vsa_rt.pipeline.precision.proof import (
     RECORD,
     SCHEMA,
-    Cause,
     Lowered,
-    OverflowRecord,
-    RangeRecord,
-    Round,
     RoundingRecord,
 )
 from vsa_rt.pipeline.precision.ranges import calibration_of, int8_ranges
-from vsa_rt.pipeline.precision.rounding import Rounding, guilty_nodes
 from vsa_rt.pipeline.reference import onnx_reference
-from vsa_rt.plan import Plan
 from vsa_rt.version import __version__
-
-if TYPE_CHECKING:
-    import onnx
-
-#: Photographs that go through the executor that rounds: it computes node by node, without an engine's speed.
-IMAGES = 4
-#: How often nodes that overflow may be taken out and the rest be tried again.
-ROUNDS = 4
-#: What stands around int8, and what the head is, unless told otherwise: fast in half on every GPU that these graphs
-#: are for, and Turing has no products in fp32. A bf16 graph is one for later GPUs, and has no half at all.
-_AROUND = Precision.FP16
-_HEAD = {Precision.FP16: Precision.FP16, Precision.BF16: Precision.FP32, Precision.INT8: Precision.FP16}
 
 
 @dataclass(frozen=True)
@@ -187,42 +164,6 @@ def trtexec_command(graph: str, inputs: Sequence[InputRecord], max_batch: int) -
     )
 
 
-def _signature(model: onnx.ModelProto) -> list[tuple[str, int, list[str]]]:
-    """Names, types and shapes of what a graph takes and gives."""
-    return [
-        (
-            v.name,
-            v.type.tensor_type.elem_type,
-            [d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim],
-        )
-        for v in (*model.graph.input, *model.graph.output)
-    ]
-
-
-@dataclass
-class _Proof:
-    """What the executor showed of one graph."""
-
-    graph: onnx.ModelProto
-    plan: Plan
-    rounds: list[Round]
-    last: Rounding
-    parity: Parity
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it fails."""
-        left = self.rounds[-1].overflows
-        return [*([_overflow_words(left)] if left else []), *self.parity.reasons]
-
-
-def _overflow_words(overflows: Sequence[OverflowRecord]) -> str:
-    first = overflows[0]
-    more = f" ({len(overflows)} tensors in all)" if len(overflows) > 1 else ""
-    where = f"node {first.node!r} ({first.op})"
-    return f"overflow: {first.tensor} of {where} leaves its type's range on {first.image}{more}"
-
-
 class _Lowering:
     """One bundle on its way to a lowered graph."""
 
@@ -236,22 +177,21 @@ class _Lowering:
         truth = self.manifest.graphs[0].path
         # Of the FP32 graph no copy is kept: it may be a gigabyte, and lowering starts from this one all the same.
         self.model = prepared(graph_from_bytes(bundle.read(truth), truth))
-        self.why: dict[str, tuple[Cause, str]] = {}
-        self.ranges: Mapping[str, float] = {}
+        self.halving = Halving(self.manifest, self.model, options.budget, self.progress, options.rounds)
         check_excluded(self.model, self.options.exclude)
 
     def prove(self) -> tuple[Lowered, bytes]:
         """The graph and its proof, whatever that says."""
         options = self.options
         calibration = self._calibration() if options.precision is Precision.INT8 else None
-        plan = self._plan()
+        plan = self.halving.plan(options.precision, options.exclude, options.around, options.head)
         feed, photographs = self._photographs()
-        plan, ranges = self._without_hazards(plan, feed, photographs)
+        plan, ranges = self.halving.without_hazards(plan, feed, photographs)
         reference = onnx_reference(self.bundle, "what was lowered")
         few = choose(photographs, options.images)
         self.progress(f"running the FP32 graph on {len(few)} photographs")
         judged = run_reference(reference, self.manifest.inputs, few, self.manifest.recipe)
-        proof = self._rounded(plan, reference, judged)
+        proof = self.halving.rounded(plan, reference, judged)
         graph = proof.graph.SerializeToString()
         name = f"graph.{options.precision}.onnx"
         seen = proof.last
@@ -265,7 +205,7 @@ class _Lowering:
             inputs=self.manifest.inputs,
             outputs={t.name: t.width for t in self.manifest.taps},
             plan=proof.plan,
-            kept=kept_nodes(self.model, proof.plan, self.exact, self.why),
+            kept=kept_nodes(self.model, proof.plan, self.exact, self.halving.why),
             ranges=ranges,
             rounding=RoundingRecord(
                 photographs=len(few),
@@ -285,30 +225,6 @@ class _Lowering:
         )
         return found, graph
 
-    def _plan(self) -> Plan:
-        """The plan as asked for; what cancels is left out of it by name, the head's type being another matter."""
-        options = self.options
-        plan = Plan.uniform(
-            self.taps,
-            options.precision,
-            around=(options.around or _AROUND) if options.precision is Precision.INT8 else Precision.FP32,
-            head=options.head or self._head(),
-        )
-        self._keep(dict.fromkeys(options.exclude, ("asked", "")))
-        self._keep(dict.fromkeys(exact_nodes(self.model, plan, self.exact), ("exact", "")))
-        return plan.without(self.why)
-
-    def _head(self) -> Precision:
-        """As half as what is around: GPUs that take one take the other."""
-        options = self.options
-        if options.precision is Precision.INT8 and options.around not in (None, Precision.FP16):
-            return Precision.FP32
-        return _HEAD[options.precision]
-
-    def _keep(self, why: Mapping[str, tuple[Cause, str]]) -> None:
-        """Note why nodes are excluded; the first cause stays."""
-        self.why = {**why, **self.why}
-
     def _photographs(self) -> tuple[PhotographFeed, list[Photograph]]:
         """Those that can be read, and what was found on the way."""
         chosen = gate_photographs(self.options.data, self.manifest.recipe)
@@ -327,74 +243,7 @@ class _Lowering:
             calibration_of(self.bundle),
             self.options,
         )
-        self.ranges = ranges.thresholds()
+        self.halving.ranges = ranges.thresholds()
         record = ranges.record()
         (self.work / record.path).write_bytes(ranges.to_bytes())
         return record
-
-    def _without_hazards(
-        self, plan: Plan, feed: PhotographFeed, photographs: Sequence[Photograph]
-    ) -> tuple[Plan, RangeRecord | None]:
-        """The plan without the nodes that half would spoil, by ranges over photographs."""
-        with needs("export"):
-            from vsa_rt.export.lowering.hazards import HEADROOM, LARGEST, hazards
-        nodes = narrowed_nodes(self.model, plan, self.exact, [Precision.FP16])
-        if not nodes:
-            return plan, None
-        tensors = float_activations(self.model, nodes)
-        graph = self.model.SerializeToString()
-
-        def progress(step: str) -> None:
-            self.progress(step.replace("calibrating", f"ranges of {len(tensors)} activations", 1))
-
-        measured = peaks(photographs, graph, tensors, self.manifest.inputs, progress)
-        indices = [i for i, n in enumerate(self.model.graph.node) if n.name in nodes]
-        found = hazards(self.model, indices, measured)
-        self._keep({name: ("ranges", reason) for name, reason in found.items()})
-        record = RangeRecord(
-            photographs=len(photographs),
-            skipped=len(feed.rejected),
-            stand_ins=feed.stand_ins,
-            limit=LARGEST / HEADROOM,
-            peaks={name: float(f"{value:.6g}") for name, value in measured.items()},
-        )
-        return plan.without(found), record
-
-    def _rounded(self, plan: Plan, reference: Reference, judged: Judged) -> _Proof:
-        """The graph of a plan through the executor that rounds, anew without whatever overflowed, so often as allowed."""
-        rounds: list[Round] = []
-        while True:
-            graph = self._lowered(plan)
-            seen, parity = self._run(graph, plan, reference, judged, len(rounds))
-            guilty: list[str] = []
-            if len(rounds) < self.options.rounds:
-                guilty = guilty_nodes(graph, seen, narrowed_nodes(self.model, plan, self.exact))
-            rounds.append(Round(overflows=list(seen.overflows.values()), excluded=guilty))
-            if not guilty:
-                return _Proof(graph, plan, rounds, seen, parity)
-            reason = _overflow_words(list(seen.overflows.values()))
-            self._keep(dict.fromkeys(guilty, ("overflow", f"in the executor, round {len(rounds)}: {reason}")))
-            plan = plan.without(guilty)
-
-    def _lowered(self, plan: Plan) -> onnx.ModelProto:
-        with needs("export"):
-            from vsa_rt.export.lowering.lower import lower
-        self.progress(f"lowering: {plan}")
-        graph = lower(self.model, plan, self.exact, self.ranges)
-        if _signature(graph) != _signature(self.model):
-            raise GateError(f"lowering to {plan} changed what the graph takes or gives; report this graph")
-        return graph
-
-    def _run(
-        self, graph: onnx.ModelProto, plan: Plan, reference: Reference, judged: Judged, number: int
-    ) -> tuple[Rounding, Parity]:
-        """Every photograph, one by one."""
-        names = [name for batch, _ in judged.batches for name in batch.names]
-        again = f", again without what overflowed ({number})" if number else ""
-        seen = Rounding(graph, names, lambda image: self.progress(f"rounding {image}{again}"))
-        comparison = comparison_of(
-            f"rounded {plan.precision}", reference, self.manifest, plan.precision, budget=self.options.budget
-        )
-        for batch, taps in judged.batches:
-            compare_batch(comparison, batch, taps, seen.run, max_batch=1)
-        return seen, comparison.result()

@@ -51,7 +51,7 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
             + (f", {gate.skipped} could not be read" if gate.skipped else "")
         )
     if shown.engines:
-        batches = list(shown.engines[0].latency_ms)
+        batches = list(dict.fromkeys(b for e in shown.engines for b in e.latency_ms))
         divided = ["cores"] if any(e.division for e in shown.engines) else []
         table = new_table(
             "engine",
@@ -70,18 +70,45 @@ def manifest(shown: Manifest, path: Path, as_json: bool) -> None:
                 e.precision,
                 *latency,
                 *cores,
-                verdict(e.gate.passed),
+                verdict(e.gate.passed) + ("" if e.proof == "engine" else " (graph)"),
                 str(e.gate.flips),
                 str(e.gate.ties),
             )
         console.print()
         console.print(table)
         console.print(f"\ndefault: {escape(shown.chosen)}")
+        _print_compiled(console, shown)
     plans(console, shown)
     for r in shown.rejected:
         console.print(f"left out: {escape(f'{r.target} {r.precision}'.strip())}: {escape(r.reason)}")
     if warning := random_weights(shown):
         console.print(f"[bold yellow]{warning}[/]")
+
+
+def _print_compiled(console: Console, shown: Manifest) -> None:
+    """Where TensorRT's engines may be opened, what was proved of them, and the command that makes each again."""
+    for e in shown.engines:
+        c = e.compiled
+        if c is None:
+            continue
+        kinds = [
+            f"{c.typing} typing",
+            *(["opened by later versions, too"] if c.version_compatible else []),
+            *([f"hardware compatible: {c.hardware}"] if c.hardware != "none" else []),
+            *(["without weights"] if c.stripped else []),
+            *([f"{len(c.stages)} stages beside the merged engine"] if c.stages else []),
+        ]
+        console.print(
+            f"\n{e.target} {e.precision}: {c.library} {c.version} for {', '.join(c.capabilities)} on {c.system}, "
+            f"batches {'/'.join(map(str, c.batches))}, {', '.join(kinds)}",
+            highlight=False,
+        )
+        if e.proof == "graph":
+            console.print(
+                "  compiled ahead of time: its graph was judged, the engine itself never ran; "
+                "judge it on its device with: vsa-rt check"
+            )
+        console.print(f"  {escape(c.trtexec)}", highlight=False, soft_wrap=True)
 
 
 def _shape(shape: Sequence[int]) -> str:

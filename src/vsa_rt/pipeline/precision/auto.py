@@ -14,9 +14,10 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.manifest import PlanRecord, Rejection
 from vsa_rt.pipeline.precision.baseline import Baseline, Pace
+from vsa_rt.pipeline.precision.built import Built
 from vsa_rt.pipeline.precision.composition import Alone, compose, followed, weaken
 from vsa_rt.pipeline.precision.lowered import backbone_taps, exact_taps, plannable_taps, uniform_plan
-from vsa_rt.pipeline.precision.workshop import Built, Workshop
+from vsa_rt.pipeline.precision.workshop import Workshop
 from vsa_rt.plan import Plan
 
 Role = Literal["one backbone", "uniform", "composed"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vsa_rt.engines.backend import Session
+from vsa_rt.pipeline.precision.built import Built, OpenEngine
 from vsa_rt.pipeline.precision.latency import median, times_as_fast
-from vsa_rt.pipeline.precision.workshop import Built, OpenEngine, Samples, Workshop
+from vsa_rt.pipeline.precision.workshop import Samples, Workshop
 
 #: What one plan's measurement beside fp32 may take for one batch size, in seconds.
 _SECONDS = 4.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,10 +18,14 @@ from vsa_rt.contracts import Precision, Target
 from vsa_rt.doctor import usable_cores
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.engines.compiling import CompileOptions, Part, Source, Tuning
 from vsa_rt.engines.select import input_specs, output_specs
-from vsa_rt.manifest import EngineRecord, GateRecord
-from vsa_rt.pipeline.export import Progress
+from vsa_rt.errors import needs
+from vsa_rt.manifest import CompiledRecord
+from vsa_rt.pipeline.export import GRAPH, Progress
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
+from vsa_rt.pipeline.precision.built import Built, OpenEngine
+from vsa_rt.pipeline.precision.half_plans import HalfPlans
 from vsa_rt.pipeline.precision.latency import interleaved, median, repeated
 from vsa_rt.pipeline.precision.lowered import LoweredGraphs
 from vsa_rt.plan import Plan
@@ -29,81 +34,26 @@ from vsa_rt.plan import Plan
 _SECONDS = 20.0
 #: The same where one engine's divisions are compared, and by how much one must be faster than none.
 _DIVIDING_SECONDS, _FASTER = 5.0, 1.03
-THREADS, IMAGES = "threads", "images"
+IMAGES = "images"
 #: Where trials are built, inside of the new bundle until they are judged.
 _TRIAL = "trial"
 
 Samples = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Built:
-    """An engine that is there and was judged.
-
-    Attributes:
-        target: Where it runs.
-        plan: What its graph was lowered by.
-        graph: That graph's path in the bundle; empty for a trial, which keeps none.
-        folder: Of its files, in the bundle.
-        files: Paths in the bundle, the one to open first.
-        achieved: See ``EngineRecord``.
-        parity: Its comparison with the reference.
-        gate: The same as the manifest keeps it.
-        division: Batch size to how a call of so many images is divided among the cores; see ``OpenOptions``.
-    """
-
-    target: Target
-    plan: Plan
-    graph: str
-    folder: str
-    files: list[str]
-    achieved: float | None
-    parity: Parity
-    gate: GateRecord
-    division: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Target and plan, unlike every other engine's of a bundle."""
-        return f"{self.target} {self.plan}"
-
-    def record(self, latency: dict[str, float]) -> EngineRecord:
-        """What the manifest says about it."""
-        found = table.probe(self.target)
-        return EngineRecord(
-            target=str(self.target),
-            precision=str(self.plan.precision),
-            graph=self.graph,
-            plan={tap: str(precision) for tap, precision in self.plan.backbones.items()},
-            around=str(self.plan.around),
-            exclude=list(self.plan.exclude),
-            achieved=self.achieved,
-            folder=self.folder,
-            files=self.files,
-            version=found.version,
-            machine=found.machine,
-            latency_ms=latency,
-            threads=usable_cores(),
-            division={str(batch): word for batch, word in self.division.items()},
-            gate=self.gate,
-        )
+def _parts(graph: bytes, taps: Sequence[str]) -> list[Part]:
+    """A graph cut at its backbones, as backends take it."""
+    with needs("export"):
+        from vsa_rt.export.partition import partition
+    return [Part(p.name, p.graph, p.inputs, p.outputs) for p in partition(graph, taps)]
 
 
-@dataclass(frozen=True)
-class OpenEngine:
-    """An engine that was judged and not closed yet.
-
-    Attributes:
-        built: The engine.
-        session: It can run batches of every size.
-    """
-
-    built: Built
-    session: Session
-
-    def close(self) -> None:
-        """Free the session; the engine's files stay."""
-        self.session.close()
+def _placed(compiled: CompiledRecord | None, folder: str) -> CompiledRecord | None:
+    """The record with its stages' files as paths in the bundle."""
+    if compiled is None:
+        return None
+    stages = [msgspec.structs.replace(s, file=f"{folder}/{s.file}") for s in compiled.stages]
+    return msgspec.structs.replace(compiled, stages=stages)
 
 
 def _whose(target: Target) -> str:
@@ -121,6 +71,8 @@ class Workshop:
         judged: Its outputs over photographs.
         budget: What lowered engines may change.
         progress: Told of every step.
+        tuning: How TensorRT compiles.
+        halves: Makes plans safe for targets that really compute in half.
     """
 
     graphs: LoweredGraphs
@@ -128,6 +80,8 @@ class Workshop:
     judged: Judged
     budget: Budget
     progress: Progress
+    tuning: Tuning
+    halves: HalfPlans
 
     @property
     def batches(self) -> list[int]:
@@ -151,17 +105,82 @@ class Workshop:
             EnvironmentUnusable: As for ``build``.
             UsageError: Likewise.
         """
-        whose = _whose(target)
-        folder = f"engines/{whose}-{plan.precision}"
+        plan = self._suited(target, plan)
         self.progress(f"building {target} {plan}")
         graph = self.graphs.graph(plan)
+        with self._stored(target, plan, graph) as (name, folder):
+            return self._judged(target, plan, name, folder, graph)
+
+    def build_ahead(self, target: Target, precision: Precision, exclude: Sequence[str]) -> Built:
+        """Compile an engine for a device that is not here, and judge its graph instead of it.
+
+        Args:
+            target: One that can be compiled for here.
+            precision: Of all backbones.
+            exclude: Nodes that stay in fp32.
+
+        Raises:
+            EnvironmentUnusable: The backend refuses the graph.
+            UsageError: The graph cannot be lowered so.
+        """
+        self.progress(f"judging {precision} for {target} without the device")
+        lowered = self.halves.proved(precision, exclude, self.reference, self.judged)
+        plan, graph, stage = lowered.plan, lowered.graph, f"graph of {target} {precision}"
+        with self._stored(target, plan, graph) as (name, folder):
+            self.progress(f"building {target} {plan}, ahead of time")
+            files, compiled = self._compile(target, plan, name, folder, graph)
+            gate = msgspec.structs.replace(
+                record_of(lowered.parity, self.judged),
+                stage=stage,
+                passed=not lowered.reasons,
+                reasons=lowered.reasons,
+            )
+            return Built(
+                target,
+                plan,
+                name,
+                folder,
+                files,
+                achieved=None,
+                parity=lowered.parity,
+                gate=gate,
+                proof="graph",
+                compiled=compiled,
+            )
+
+    @contextmanager
+    def _stored(self, target: Target, plan: Plan, graph: bytes) -> Iterator[tuple[str, str]]:
+        """The graph's path and the engine's folder in the bundle; both are gone again if what is inside fails."""
+        whose = _whose(target)
+        folder = f"engines/{whose}-{plan.precision}"
         name = self.graphs.keep(plan, graph, whose)
         try:
-            return self._judged(target, plan, name, folder, graph)
+            yield name, folder
         except BaseException:
             self.remove(folder)
             self.graphs.release(name, whose)
             raise
+
+    def _suited(self, target: Target, plan: Plan) -> Plan:
+        """The plan as the target can have it without harm."""
+        if plan.precision is Precision.FP32 or not table.backend(target.backend).half(target.device):
+            return plan
+        return self.halves.suited(plan)
+
+    def _compile(
+        self, target: Target, plan: Plan, name: str, folder: str, graph: bytes
+    ) -> tuple[list[str], CompiledRecord | None]:
+        """Compile into a folder of the bundle.
+
+        Returns:
+            Paths of the files in the bundle, and how it was done.
+        """
+        place = self.graphs.folder / folder
+        place.mkdir(parents=True)
+        source = Source(graph, name or GRAPH, lambda: _parts(graph, list(plan.backbones)))
+        options = CompileOptions(self.graphs.manifest.max_batch, self.tuning, self.progress)
+        made = table.backend(target.backend).build(source, place, target.device, options)
+        return [f"{folder}/{file}" for file in made.files], _placed(made.compiled, folder)
 
     def trial(self, target: Target, plan: Plan, sizes: bool = False) -> Built:
         """Build, open and judge an engine; the next trial takes its place.
@@ -191,6 +210,7 @@ class Workshop:
             UsageError: Likewise.
         """
         self.end_trials()
+        plan = self._suited(target, plan)
         self.progress(f"trying {target} {plan}")
         return self._judged(target, plan, "", _TRIAL, self.graphs.graph(plan), sizes)
 
@@ -210,16 +230,14 @@ class Workshop:
     def _judged(
         self, target: Target, plan: Plan, name: str, folder: str, graph: bytes, sizes: bool = True
     ) -> OpenEngine:
-        manifest, place = self.graphs.manifest, self.graphs.folder / folder
-        place.mkdir(parents=True)
-        names = table.backend(target.backend).build(graph, place, target.device, manifest.max_batch)
-        del graph
-        files = [f"{folder}/{file}" for file in names]
-        session = self._open(target, files, manifest.max_batch)
+        files, compiled = self._compile(target, plan, name, folder, graph)
+        weights = (lambda: graph) if compiled is not None and compiled.stripped else None
+        session = self._open(target, files, self.graphs.manifest.max_batch, {}, compiled, weights)
         try:
             achieved, parity = self._judge(target, plan, session, sizes)
             gate = record_of(parity, self.judged)
-            return OpenEngine(Built(target, plan, name, folder, files, achieved, parity, gate), session)
+            built = Built(target, plan, name, folder, files, achieved, parity, gate, compiled=compiled)
+            return OpenEngine(built, session)
         except BaseException:
             session.close()
             raise
@@ -243,14 +261,24 @@ class Workshop:
         return session.achieved, parity
 
     def _open(
-        self, target: Target, files: Sequence[str], first: int, division: Mapping[int, str] | None = None
+        self,
+        target: Target,
+        files: Sequence[str],
+        first: int,
+        division: Mapping[int, str],
+        compiled: CompiledRecord | None,
+        graph: Callable[[], bytes] | None,
     ) -> Session:
         manifest = self.graphs.manifest
         options = OpenOptions(
             max_batch=manifest.max_batch,
             threads=usable_cores(),
             first=first,
-            division=division or {},
+            division=division,
+            device=target.device,
+            compiled=compiled,
+            graph=graph,
+            host_code=True,  # it was compiled here
         )
         return table.backend(target.backend).open(
             [(self.graphs.folder / name).read_bytes() for name in files],
@@ -259,19 +287,24 @@ class Workshop:
             options,
         )
 
-    def divided(self, built: Built) -> Built:
-        """The same engine with the fastest way to divide a call among the cores, batch size by batch size.
+    def _reopen(self, built: Built, first: int, division: Mapping[int, str] | None = None) -> Session:
+        """Open an engine that is there."""
+        division = built.division if division is None else division
+        graph = self.graphs.folder / built.graph
+        return self._open(built.target, built.files, first, division, built.compiled, graph.read_bytes)
 
-        It is judged again as it will be opened, and left undivided where it fails so. What is not faster than
-        ``threads`` by more than noise is not taken.
+    def divided(self, built: Built) -> Built:
+        """The same engine with the fastest way to divide a call, batch size by batch size.
+
+        It is judged again as it will be opened, and left as it was where it fails so. What is not faster than the
+        engine's first way by more than noise is not taken.
         """
-        with closing(self._open(built.target, built.files, self.batches[0])) as whole:
+        with closing(self._reopen(built, self.batches[0], {})) as whole:
             chosen = {batch: self._division(built, batch, whole) for batch in self.batches}
-        if set(chosen.values()) <= {THREADS}:
+            usual = str(whole.divisions[0])
+        if set(chosen.values()) <= {usual}:
             return built
-        with closing(
-            self._open(built.target, built.files, self.graphs.manifest.max_batch, chosen)
-        ) as session:
+        with closing(self._reopen(built, self.graphs.manifest.max_batch, chosen)) as session:
             achieved, parity = self._judge(built.target, built.plan, session)
         if built.parity.passed and not parity.passed:
             self.progress(
@@ -283,22 +316,23 @@ class Workshop:
 
     def _division(self, built: Built, batch: int, whole: Session) -> str:
         """The fastest way to divide calls of one batch size, held against the engine as it is, which is open."""
+        usual = str(whole.divisions[0])
         # One image is no share of several.
         words = [str(word) for word in whole.divisions if batch > 1 or word != IMAGES]
         if len(words) < 2:
-            return THREADS
-        self.progress(f"dividing {built.name} among the cores, batch {batch}")
+            return usual
+        self.progress(f"dividing calls of {built.name}, batch {batch}")
         with ExitStack() as stack:
             sessions = {
                 word: whole
-                if word == THREADS
-                else stack.enter_context(closing(self._open(built.target, built.files, batch, {batch: word})))
+                if word == usual
+                else stack.enter_context(closing(self._reopen(built, batch, {batch: word})))
                 for word in words
             }
             samples = self.times(sessions, batch, _DIVIDING_SECONDS)
         times = {word: median(found) for word, found in samples.items()}
         fastest = min(times, key=lambda word: times[word])
-        return fastest if times[THREADS] > _FASTER * times[fastest] else THREADS
+        return fastest if times[usual] > _FASTER * times[fastest] else usual
 
     def times(self, sessions: Mapping[str, Session], batch: int, seconds: float) -> dict[str, Samples]:
         """Latency of open engines at one batch size, interleaved, on photographs.
@@ -329,10 +363,7 @@ class Workshop:
         found: dict[str, dict[str, Samples]] = {b.name: {} for b in engines}
         for batch in self.batches:
             with ExitStack() as stack:
-                sessions = {
-                    b.name: stack.enter_context(closing(self._open(b.target, b.files, batch, b.division)))
-                    for b in engines
-                }
+                sessions = {b.name: stack.enter_context(closing(self._reopen(b, batch))) for b in engines}
                 for name, samples in self.times(sessions, batch, seconds).items():
                     found[name][str(batch)] = samples
         return found

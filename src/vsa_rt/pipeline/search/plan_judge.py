@@ -13,10 +13,12 @@ from vsa_rt.budget import Budget
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Target
 from vsa_rt.dataset import Dataset
+from vsa_rt.engines.compiling import Tuning
 from vsa_rt.manifest import Manifest
 from vsa_rt.pipeline.export import Progress
 from vsa_rt.pipeline.gate import Judged
 from vsa_rt.pipeline.images import PhotographFeed, PreparedBatch, batch_of
+from vsa_rt.pipeline.precision.half_plans import HalfPlans
 from vsa_rt.pipeline.precision.latency import median
 from vsa_rt.pipeline.precision.lowered import LoweredGraphs
 from vsa_rt.pipeline.precision.workshop import Workshop
@@ -74,7 +76,8 @@ class PlanJudge:
             rejected=[(e.item, e.reason) for e in feed.rejected],
         )
         judged = Judged(batches, feed.stand_ins, len(feed.rejected))
-        return Workshop(self.graphs, reference, judged, self.budget, self.progress)
+        halves = HalfPlans(self.graphs, lambda: self.dataset.photographs, self.budget, self.progress)
+        return Workshop(self.graphs, reference, judged, self.budget, self.progress, Tuning(), halves)
 
     def trial(self, plan: Plan, role: Role, what: str) -> Trial:
         """How a plan ends.

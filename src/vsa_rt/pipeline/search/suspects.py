@@ -56,7 +56,7 @@ def suspect_of(bundle: Bundle, target: Target | None = None, precision: Precisio
         )
     plan = uniform_plan(bundle.manifest, precision)
     where = [target] if target is not None else table.targets()
-    able = [t for t in where if precision in table.backend(t.backend).precisions]
+    able = [t for t in where if precision in table.backend(t.backend).precisions(t.device)]
     usable = [t for t in able if table.probe(t).usable]
     if not able:
         raise UsageError(f"no target of {', '.join(map(str, where))} has the precision {precision}")

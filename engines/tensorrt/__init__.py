@@ -1,0 +1,1 @@
+"""TensorRT: three dialects of one library behind one set of verbs."""
