@@ -60,7 +60,12 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         division = {int(batch): word for batch, word in engine.division.items()}
         options = replace(options, division=division)
     options = replace(
-        options, device=target.device, compiled=engine.compiled, graph=lambda: bundle.read(engine.graph)
+        options,
+        device=target.device,
+        compiled=engine.compiled,
+        graph=lambda: bundle.read(engine.graph),
+        # A version-compatible engine brings code for the host along: its maker must be known.
+        host_code=bool(bundle.signer),
     )
     return table.backend(target.backend).open(files, input_specs(manifest), output_specs(manifest), options)
 

@@ -19,6 +19,7 @@ import msgspec
 from vsa_rt.errors import BundleError, UsageError
 from vsa_rt.manifest import FileRecord, Manifest, manifest_from_json, manifest_to_json, seal
 from vsa_rt.manifest_rules import check_consistency
+from vsa_rt.signature import SIGNATURE, Trusted, require_signature
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
@@ -34,6 +35,22 @@ def hash_file(path: Path) -> FileRecord:
             digest.update(chunk)
             nbytes += len(chunk)
     return FileRecord(nbytes=nbytes, sha256=digest.hexdigest())
+
+
+def read_manifest(root: Path) -> bytes:
+    """The manifest's bytes, nothing parsed.
+
+    Raises:
+        BundleError: There is none, or something else has its name.
+    """
+    path = root / MANIFEST
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_MANIFEST:
+            raise BundleError(f"{path}: not a manifest")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{root}: not a bundle: {MANIFEST} cannot be read: {error.strerror}") from error
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -57,29 +74,46 @@ class Bundle:
     Attributes:
         root: The directory.
         manifest: What it says about itself.
+        signer: The trusted key that signed it, see ``signature.key_id``; empty where no signature was asked for.
     """
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, signer: str = "") -> None:
         self.root = root
         self.manifest = manifest
+        self.signer = signer
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str]) -> Bundle:
+    def open(cls, root: str | os.PathLike[str], trusted: Trusted = None) -> Bundle:
         """Read the manifest and check that every file is there in its full size.
 
+        Args:
+            root: The directory.
+            trusted: Public keys, one of which must have signed the manifest: before anything is parsed, and the bytes
+                that are verified are those that are parsed. ``None``: as ``VSA_RT_TRUST`` says.
+
         Raises:
-            BundleError: Not a bundle, a foreign version, a missing or cut-off file, or a path that leaves it.
+            BundleError: Not a bundle, not signed by a trusted key, a foreign version, a missing or cut-off file, or a
+                path that leaves it.
+            EnvironmentUnusable: A signature is asked for, and the library that verifies is not installed.
+            UsageError: A trusted key cannot be read.
         """
         root = Path(root)
-        path = root / MANIFEST
-        try:
-            info = path.stat()
-            if not stat.S_ISREG(info.st_mode) or info.st_size > _MAX_MANIFEST:
-                raise BundleError(f"{path}: not a manifest")
-            data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(f"{root}: not a bundle: {MANIFEST} cannot be read: {error.strerror}") from error
-        bundle = cls(root, manifest_from_json(data, str(path)))
+        data = read_manifest(root)
+        return cls.parse(root, data, require_signature(root, data, trusted))
+
+    @classmethod
+    def parse(cls, root: Path, data: bytes, signer: str = "") -> Bundle:
+        """A bundle by its manifest's bytes, whoever signed them; every file must be there in its full size.
+
+        Args:
+            root: The directory.
+            data: The manifest.
+            signer: Who is known to have signed it.
+
+        Raises:
+            BundleError: A foreign version, a missing or cut-off file, or a path that leaves it.
+        """
+        bundle = cls(root, manifest_from_json(data, str(root / MANIFEST)), signer)
         for name, record in bundle.manifest.files.items():
             bundle._check_size(name, record)
         return bundle
@@ -151,10 +185,11 @@ def seal_folder(folder: Path, manifest: Manifest) -> Manifest:
     files = {
         path.relative_to(folder).as_posix(): hash_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, SIGNATURE)
     }
     sealed = seal(msgspec.structs.replace(manifest, files=files))
     check_consistency(sealed, "the bundle as built", "correct the recipe, or what the graph says of itself")
+    (folder / SIGNATURE).unlink(missing_ok=True)  # of another manifest
     temporary = folder / f"{MANIFEST}.partial"
     temporary.write_bytes(manifest_to_json(sealed))
     temporary.replace(folder / MANIFEST)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vsa_rt.cli.app import FAILED, app
-from vsa_rt.cli.options import AsJson, OnePrecision, OneTarget, ResampleOption, sample_of
+from vsa_rt.cli.options import AsJson, OnePrecision, OneTarget, ResampleOption, Trust, sample_of
 from vsa_rt.contracts import Target
 from vsa_rt.errors import EnvironmentUnusable, ItemError, UsageError
 
@@ -134,6 +134,7 @@ def ingest(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores for the engine; default: all.")] = None,
     resample: ResampleOption = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Run videos, folders, archives and feeds through a bundle, each item exactly once."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vsa_rt.cli.app import app, shown_progress
-from vsa_rt.cli.options import AsJson, BudgetText, Data, Exclude, budget_of, excluded_of
+from vsa_rt.cli.options import AsJson, BudgetText, Data, Exclude, Trust, budget_of, excluded_of
 from vsa_rt.contracts import Precision
 
 
@@ -99,6 +99,7 @@ def lower(
         bool,
         typer.Option("--force", help="Write a graph that fails; lowered.json then says `failed parity`."),
     ] = False,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a bundle's graph in lower precision for a GPU, and prove it without one."""

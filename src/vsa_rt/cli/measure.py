@@ -14,6 +14,7 @@ from vsa_rt.cli.options import (
     AsJson,
     OnePrecision,
     Targets,
+    Trust,
     Weights,
     numbers_of,
     share_of,
@@ -151,6 +152,7 @@ def bench(
     samples_per_query: Annotated[
         int, typer.Option(min=1, rich_help_panel=LOAD, help="multi-stream: images per query.")
     ] = 8,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure latency, distance to the limit, baselines and parity in one report; exit 1 if it is red."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +15,7 @@ from vsa_rt.budget import Budget
 from vsa_rt.contracts import Precision, Resample, Target
 from vsa_rt.errors import UsageError
 from vsa_rt.label_sets import LABEL_SETS
+from vsa_rt.signature import TRUST
 
 if TYPE_CHECKING:
     from vsa_rt.runtime.sampling import Sample
@@ -108,6 +112,37 @@ OnePrecision = Annotated[Precision | None, typer.Option(help="Use an engine of t
 ResampleOption = Annotated[
     Resample | None,
     typer.Option(help="`exact` as the weights' own transform, or `fast`; default: the recipe's."),
+]
+
+
+@contextmanager
+def _trusting(path: Path) -> Iterator[None]:
+    before = os.environ.get(TRUST)
+    os.environ[TRUST] = str(path.absolute())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TRUST]
+        else:
+            os.environ[TRUST] = before
+
+
+def _hold_trust(context: typer.Context, path: Path | None) -> Path | None:
+    """By the environment, for as long as the command runs: processes that it starts open bundles, too."""
+    if path is not None:
+        context.with_resource(_trusting(path))
+    return path
+
+
+#: Its callback does all: a command that has this option need not look at its value.
+Trust = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PUBLIC.pem",
+        callback=_hold_trust,
+        help=f"Refuse bundles that this key, or one of a folder, has not signed; default: {TRUST}.",
+    ),
 ]
 
 

@@ -15,6 +15,7 @@ from vsa_rt.cli.options import (
     CalibMethod,
     OnePrecision,
     OneTarget,
+    Trust,
     Weights,
     budget_of,
     weights_of,
@@ -46,6 +47,7 @@ def bisect(
         typer.Option(metavar="N", min=1, help="Plans that the search for nodes may try; default 150."),
     ] = None,
     weights: Weights = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nodes that must stay in fp32 for a lowered engine to hold its budget."""

@@ -15,6 +15,7 @@ from vsa_rt.cli.options import (
     OnePrecision,
     OneTarget,
     ResampleOption,
+    Trust,
     Weights,
     sample_of,
     weights_of,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle.")],
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle's files and show what it holds."""
@@ -101,6 +103,7 @@ def run(
         str | None,
         typer.Option(help="Whose map; default: the second of two labels, else the image's own."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Say the sentiment of images and videos. A bad item gets its error; the others are unharmed."""
     from vsa_rt import render
@@ -153,6 +156,7 @@ def check(
     precision: OnePrecision = None,
     resample: ResampleOption = None,
     weights: Weights = None,
+    trust: Trust = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare a bundle with its reference, tap by tap and label by label; exit 1 when a gate fails."""
