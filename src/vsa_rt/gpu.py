@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes.util import find_library
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,9 +15,15 @@ _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
 _RESULTS = {
     2: ("CUDA_ERROR_OUT_OF_MEMORY", "there is no memory left on it"),
     3: ("CUDA_ERROR_NOT_INITIALIZED", "the driver is not initialised"),
-    34: ("CUDA_ERROR_STUB_LIBRARY", "libcuda is a stub of the toolkit; put the driver's own first on the library path"),
+    34: (
+        "CUDA_ERROR_STUB_LIBRARY",
+        "libcuda is a stub of the toolkit; put the driver's own first on the library path",
+    ),
     46: ("CUDA_ERROR_DEVICE_UNAVAILABLE", "it is used by another process alone, or disabled"),
-    100: ("CUDA_ERROR_NO_DEVICE", "the driver sees no GPU: in a container, pass it in (docker run --gpus all)"),
+    100: (
+        "CUDA_ERROR_NO_DEVICE",
+        "the driver sees no GPU: in a container, pass it in (docker run --gpus all)",
+    ),
     101: ("CUDA_ERROR_INVALID_DEVICE", "there is no such device"),
     802: ("CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready: is the fabric manager running?"),
     803: ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "kernel module and libcuda are of different versions: reboot"),
@@ -70,7 +75,11 @@ def _said(code: int) -> str:
 
 
 def _call(library: Any, name: str, *arguments: Any) -> None:
-    code = int(getattr(library, name)(*arguments))
+    try:
+        function = getattr(library, name)
+    except AttributeError as error:
+        raise _Refused(f"the NVIDIA driver is too old: its library lacks {name}") from error
+    code = int(function(*arguments))
     if code:
         raise _Refused(f"{name}: {_said(code)}")
 
@@ -104,8 +113,11 @@ def look(libcuda: str = LIBCUDA) -> Gpus:
     try:
         library = ctypes.CDLL(libcuda)
     except OSError as error:
-        there = "" if find_library("cuda") is None else f" ({error})"
-        return Gpus(reason=f"no NVIDIA driver is installed: {libcuda} is not there{there}")
+        # The loader names what it could not open; that may be a library that the driver's own one needs.
+        said = str(error)
+        if said.startswith((f"{libcuda}:", "dlopen(")) and "no such file" in said.lower():
+            return Gpus(reason=f"no NVIDIA driver is installed: {libcuda} is not there")
+        return Gpus(reason=f"the NVIDIA driver's library does not load: {error}")
     driver = ""
     try:
         version = ctypes.c_int()
@@ -117,10 +129,7 @@ def look(libcuda: str = LIBCUDA) -> Gpus:
         devices = [_gpu(library, index) for index in range(count.value)]
     except _Refused as error:
         return Gpus(driver=driver, reason=str(error))
-    except AttributeError as error:
-        return Gpus(driver=driver, reason=f"the NVIDIA driver is too old: {libcuda} lacks {error}")
-    reason = "" if devices else f"the driver sees no GPU ({_said(100)})"
-    return Gpus(devices, driver, reason)
+    return Gpus(devices, driver, "" if devices else _RESULTS[100][1])
 
 
 @cache

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
+from vsa_rt import gpu, jetson
 from vsa_rt.bench import clock
 from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.probe import CHANNELS, MACS, PROBED, SIZE
 from vsa_rt.contracts import Precision, Target, TensorSpec
-from vsa_rt.doctor import Machine, describe_machine, usable_cores
+from vsa_rt.doctor import SEES_SYSTEM, Library, Machine, describe_machine, missing, usable_cores
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.engines.compiling import CompileOptions, Source
@@ -23,6 +25,9 @@ ROUNDS = 15
 #: to cross between what a processor with VNNI gives, 4 (64 products an instruction for 16), and what one without it
 #: gives, 4/3 (three instructions for 64 products), of which quantising and what is around convolutions leave nothing.
 PAYS = {Precision.FP16: 1.2, Precision.BF16: 1.2, Precision.INT8: 2.0}
+
+#: For which GPU a TensorRT is asked whether it compiles ahead of time, where no GPU is here.
+AHEAD = "sm_86"
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,48 @@ class TargetReport:
 
 
 @dataclass(frozen=True)
+class Flavour:
+    """One of the two TensorRTs.
+
+    Attributes:
+        package: As targets name it.
+        version: Empty where it is not installed.
+        usable: It compiles and runs engines for a GPU of this machine.
+        compiles: It compiles engines here, if only for GPUs elsewhere.
+        reason: Why it is not usable.
+        install: The command that would change that.
+    """
+
+    package: str
+    version: str
+    usable: bool
+    compiles: bool
+    reason: str
+    install: str
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """What ``vsa-rt doctor`` says.
 
     Attributes:
         machine: The machine and its libraries.
-        targets: Every target that this version knows.
+        gpus: NVIDIA's, or why there is none.
+        jetson: What a Jetson says of itself; ``None`` on any other machine.
+        tensorrt: Both TensorRTs.
+        targets: Every target that this version knows, of GPUs those that are here.
+        missing: Libraries that would be of use here.
         resize: ``native`` or ``pillow``.
         jpeg: ``opencv`` or ``pillow``.
         advice: Sentences for people.
     """
 
     machine: Machine
+    gpus: gpu.Gpus
+    jetson: jetson.Jetson | None
+    tensorrt: list[Flavour]
     targets: list[TargetReport]
+    missing: list[Library]
     resize: str
     jpeg: str
     advice: list[str]
@@ -82,7 +116,6 @@ def _probe_graph(precision: Precision) -> bytes:
 
 def _open(target: Target, precision: Precision) -> Session:
     import tempfile
-    from pathlib import Path
 
     backend = table.backend(target.backend)
     with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +188,21 @@ def pays(target: str, precision: Precision, times: float) -> str:
     return f"{precision} pays on {target}: {times:.1f} times fp32's speed on convolutions."
 
 
-def _advice(targets: list[TargetReport], resize: str) -> list[str]:
+def _flavour(package: str, gpus: gpu.Gpus) -> Flavour:
+    """One TensorRT, for the first GPU that it knows."""
+    backend = table.backend(package)
+    known = [g.capability for g in gpus.devices if not backend.knows(g.capability)]
+    found = table.probe(Target(package, (known or [AHEAD])[0]))
+    reason = found.reason
+    if found.version and not known:
+        unknown = ", ".join(g.capability for g in gpus.devices)
+        reason = f"it has no engines for {unknown}" if unknown else "no GPU is here"
+    return Flavour(
+        package, found.version, found.usable, found.usable or found.compiles, reason, found.install
+    )
+
+
+def _target_advice(targets: list[TargetReport]) -> list[str]:
     advice = []
     if not any(t.usable for t in targets):
         advice.append("Nothing can run bundles here yet: pip install 'vsa-rt[openvino]'.")
@@ -165,15 +212,47 @@ def _advice(targets: list[TargetReport], resize: str) -> list[str]:
             for s in target.speeds
             if s.times is not None and s.precision != Precision.FP32
         ]
-    if resize == "pillow":
-        advice.append(
-            "Photographs are resized by Pillow: install from a wheel, or with a C compiler, for the fast code."
-        )
     return advice
 
 
-def diagnose() -> Diagnosis:
-    """Probe and measure; about two seconds per usable target."""
+def _gpu_advice(gpus: gpu.Gpus, tensorrt: list[Flavour]) -> list[str]:
+    advice = []
+    ahead = [f.package for f in tensorrt if f.compiles and not f.usable]
+    if ahead and not gpus.devices:
+        advice.append(
+            f"Engines for GPUs elsewhere can be compiled here: vsa-rt build RECIPE -o OUT --target {ahead[0]}:{AHEAD}."
+        )
+    if gpus.devices and not any(f.usable for f in tensorrt):
+        advice.append("No TensorRT can use this machine's GPU yet; what it needs is listed as missing.")
+    return advice
+
+
+def _jetson_advice(board: jetson.Jetson, tensorrt: list[Flavour]) -> list[str]:
+    advice = []
+    if board.tensorrt is not None and not any(f.version for f in tensorrt if f.package == "tensorrt"):
+        advice.append(
+            f"JetPack's TensorRT {board.tensorrt} is a package of the system, which this environment does not see: make "
+            f"one that does, {SEES_SYSTEM}, and install vsa-rt there."
+        )
+    if board.jetpack is None:
+        advice.append(f"JetPack: {board.reasons['jetpack']}: sudo apt install nvidia-jetpack.")
+    most = next((name for name in board.power_modes if name.startswith("MAXN")), None)
+    if board.power_mode is not None and most is not None and board.power_mode != most:
+        advice.append(
+            f"The power mode is {board.power_mode}; the fastest is {most}: "
+            f"sudo nvpmodel -m {board.power_modes[most]}."
+        )
+    if board.pinned is False:
+        advice.append("Clocks follow the load: sudo jetson_clocks pins them before a measurement.")
+    return advice
+
+
+def diagnose(root: Path = Path("/")) -> Diagnosis:
+    """Probe and measure; about two seconds per usable target.
+
+    Args:
+        root: Below which a Jetson's files are looked for.
+    """
     targets = []
     for target in table.targets():
         found = table.probe(target)
@@ -183,5 +262,24 @@ def diagnose() -> Diagnosis:
                 str(target), found.usable, found.version, found.machine, found.reason, found.install, speeds
             )
         )
+    machine, gpus, board = describe_machine(), gpu.find_gpus(), jetson.find_jetson(root)
+    tensorrt = [_flavour(package, gpus) for package in ("tensorrt", "tensorrt-rtx")]
     resize = resample.implementation()
-    return Diagnosis(describe_machine(), targets, resize, jpeg.jpeg_decoder(), _advice(targets, resize))
+    advice = _target_advice(targets) + _gpu_advice(gpus, tensorrt)
+    if board is not None:
+        advice += _jetson_advice(board, tensorrt)
+    if resize == "pillow":
+        advice.append(
+            "Photographs are resized by Pillow: install from a wheel, or with a C compiler, for the fast code."
+        )
+    return Diagnosis(
+        machine=machine,
+        gpus=gpus,
+        jetson=board,
+        tensorrt=tensorrt,
+        targets=targets,
+        missing=missing(machine, gpus, board),
+        resize=resize,
+        jpeg=jpeg.jpeg_decoder(),
+        advice=advice,
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from vsa_rt.render.tables import (
     document,
@@ -15,7 +16,10 @@ from vsa_rt.render.tables import (
 )
 
 if TYPE_CHECKING:
-    from vsa_rt.pipeline.diagnose import Diagnosis
+    from vsa_rt.doctor import Library
+    from vsa_rt.gpu import Gpus
+    from vsa_rt.jetson import Jetson
+    from vsa_rt.pipeline.diagnose import Diagnosis, Flavour, TargetReport
 
 
 def diagnosis(found: Diagnosis, as_json: bool) -> None:
@@ -23,16 +27,98 @@ def diagnosis(found: Diagnosis, as_json: bool) -> None:
     if as_json:
         document("doctor", **msgspec.to_builtins(found))
         return
-    console, machine = Console(), found.machine
+    # What Rich takes for numbers, times and addresses is none: `onnxruntime:cpu` would be coloured in its middle.
+    console, machine = Console(highlight=False), found.machine
     console.print(f"[bold]{escape(machine.processor)}[/], {machine.cores} cores, {machine.memory_gib} GiB")
     console.print(f"{', '.join(machine.instruction_sets) or machine.architecture}")
     console.print(
-        f"Python {machine.python}, {escape(machine.system)}; resize: {found.resize}, JPEG: {found.jpeg}\n"
+        f"Python {machine.python}, {escape(machine.system)}; resize: {found.resize}, JPEG: {found.jpeg}"
     )
+    for part in (
+        _accelerators(found),
+        _clocks(found.jetson),
+        _targets(found.targets),
+        _missing(found.missing),
+    ):
+        if part.row_count:
+            console.print()
+            console.print(part)
+    console.print()
+    for line in found.advice:
+        # A command that is broken into two lines cannot be copied.
+        console.print(escape(line), soft_wrap=True)
+
+
+def _accelerators(found: Diagnosis) -> Table:
+    """GPUs, what TensorRT makes of them, and a Jetson's own words: a name and its text in each row."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = [
+        *_gpu_rows(found.gpus),
+        *_flavour_rows(found.tensorrt, bool(found.gpus.devices)),
+        *_jetson_rows(found.jetson),
+    ]
+    for name, text in rows:
+        table.add_row(name, escape(text))
+    return table
+
+
+def _gpu_rows(gpus: Gpus) -> list[tuple[str, str]]:
+    if not gpus.devices:
+        return [("GPU", f"none: {gpus.reason}")]
+    shared = " shared with the processor"
+    rows = [
+        ("GPU", f"{g.name} ({g.capability}), {g.nbytes / 2**30:.1f} GiB{shared if g.integrated else ''}")
+        for g in gpus.devices
+    ]
+    return [*rows, ("driver", f"serves CUDA up to {gpus.driver}")]
+
+
+def _flavour_rows(flavours: list[Flavour], gpu: bool) -> list[tuple[str, str]]:
+    """Without a GPU, a TensorRT that is not installed is not missed."""
+    return [(f.package, _flavour_words(f)) for f in flavours if f.version or gpu]
+
+
+def _flavour_words(flavour: Flavour) -> str:
+    if flavour.usable:
+        return f"{flavour.version}: compiles here, runs here"
+    if flavour.compiles:
+        return f"{flavour.version}: compiles ahead of time, runs nothing: {flavour.reason}"
+    return f"{flavour.version}: {flavour.reason}" if flavour.version else flavour.reason
+
+
+def _jetson_rows(jetson: Jetson | None) -> list[tuple[str, str]]:
+    if jetson is None:
+        return []
+    told = {
+        "board": ("board", jetson.board),
+        "jetpack": ("JetPack", jetson.jetpack),
+        "l4t": ("Jetson Linux", jetson.l4t),
+        "power_mode": ("power mode", jetson.power_mode),
+    }
+    return [
+        (name, value if value is not None else f"unknown: {jetson.reasons[attribute]}")
+        for attribute, (name, value) in told.items()
+    ]
+
+
+def _clocks(jetson: Jetson | None) -> Table:
+    """A Jetson's clocks, in MHz."""
+    table = new_table("clock", "MHz now>", "lowest>", "highest>", "")
+    words = {True: "pinned", False: "follows the load", None: "limits cannot be read"}
+    for clock in jetson.clocks if jetson is not None else ():
+        speeds = (number(mhz, 4) for mhz in (clock.current_mhz, clock.min_mhz, clock.max_mhz))
+        table.add_row(escape(clock.name), *speeds, words[clock.pinned])
+    return table
+
+
+def _targets(targets: list[TargetReport]) -> Table:
     table = new_table("target", "version", "precision", "GMAC/s>", "of fp32>", "note")
-    for target in found.targets:
+    for target in targets:
         if not target.usable:
-            table.add_row(target.target, "-", "-", "-", "-", escape(f"{target.reason}; {target.install}"))
+            note = "; ".join(text for text in (target.reason, target.install) if text)
+            table.add_row(target.target, "-", "-", "-", "-", escape(note))
         for speed in target.speeds:
             note = speed.reason or (
                 "" if speed.achieved in (None, 1.0) else f"only {speed.achieved:.0%} ran so"
@@ -45,14 +131,11 @@ def diagnosis(found: Diagnosis, as_json: bool) -> None:
                 "-" if speed.times is None else f"{speed.times:.2f}x",
                 escape(note),
             )
-    console.print(table)
-    missing = new_table("missing", "for", "install")
-    for library in machine.libraries:
-        if library.version is None:
-            missing.add_row(library.name, library.purpose, escape(library.install))
-    if missing.row_count:
-        console.print()
-        console.print(missing)
-    console.print()
-    for line in found.advice:
-        console.print(escape(line))
+    return table
+
+
+def _missing(libraries: list[Library]) -> Table:
+    table = new_table("missing", "for", "install")
+    for library in libraries:
+        table.add_row(library.name, library.purpose, escape(library.install))
+    return table

@@ -1,0 +1,1 @@
+../../src/vsa_rt/jetson.py
