@@ -24,7 +24,12 @@ from vsa_rt.runtime.fused import Runtime
 
 BARE = "bare request"
 #: Backend to its own benchmark program.
-TOOLS = {"openvino": "benchmark_app", "onnxruntime": "onnxruntime_perf_test", "tensorrt": "trtexec"}
+TOOLS = {
+    "openvino": "benchmark_app",
+    "onnxruntime": "onnxruntime_perf_test",
+    "tensorrt": "trtexec",
+    "tensorrt-rtx": "tensorrt_rtx",
+}
 _CONFIDENCE = 0.99
 #: Of a program's run, in seconds: it loads and compiles the engine before.
 _PATIENCE = 300

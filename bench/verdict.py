@@ -255,6 +255,11 @@ def _throttled(report: Report) -> Iterator[Reason]:
     yield from _reasons("throttled", findings)
 
 
+def _degraded(report: Report) -> Iterator[Reason]:
+    findings = [_Finding("amber", 0, f"{plan.name}: {note}") for plan in report.plans for note in plan.notes]
+    yield from _reasons("degraded", findings)
+
+
 def _clock_swing(report: Report) -> Iterator[Reason]:
     findings = []
     for where, felt in _resources(report):
@@ -362,6 +367,7 @@ RULES: tuple[Callable[[Report], Iterator[Reason]], ...] = (
     _parity_absent,
     _parity_weak,
     _precision,
+    _degraded,
     _invalid,
     _autocorrelation,
     _pressure,

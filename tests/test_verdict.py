@@ -282,6 +282,7 @@ PLANTS: list[tuple[str, Level, Plant]] = [
     ("openings", "green", contest(openings=1)),
     ("dropped-frames", "green", run(scenario="camera", dropped=20)),
     ("precision", "amber", plan(achieved=0.6)),
+    ("degraded", "amber", plan(notes=["batches of 4 run without a CUDA graph"])),
     ("invalid-run", "amber", run(valid=False, reasons=["12 of 300 frames were dropped"])),
 ]
 

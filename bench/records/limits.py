@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from vsa_rt.bench.records.record import Record
 
 
@@ -53,13 +55,63 @@ class Floor(Record, frozen=True, kw_only=True):
     share: float | None
 
 
+class PaperFloor(Record, frozen=True, kw_only=True):
+    """The least time of one call on a GPU by what its maker publishes. No measurement is in it: unproven on a GPU.
+
+    Attributes:
+        device: Short name; ``bench/gpu_devices.py`` has its figures and their sources.
+        precision: That every node is taken to have.
+        macs: Multiply-adds of one call.
+        nbytes: Moved to and from the memory: weights once, and what of a tensor between kernels exceeds the cache.
+        kernels: Launches that the graph needs at least, by the rule of ``bench/gpu_floor.py``.
+        compute_ms: Of the multiply-adds alone.
+        memory_ms: Of the bytes alone.
+        floor_ms: The sum over kernels of the longer of both.
+        bound: Which of both sums is longer.
+        cached: Whether all weights fit the cache, so that they may stay there from one call to the next: then
+            ``memory_ms``, and with it the floor, can be undercut.
+        taken_nbytes: Of the inputs, which are copied to the device.
+        given_nbytes: Of the outputs, which are copied back.
+        copy_ms: The least time of both copies; not in ``floor_ms``.
+        launch_us: What launching all of it as one CUDA graph adds, as published for other GPUs, in microseconds; not in
+            ``floor_ms``. ``None`` where nothing is published for such a device.
+    """
+
+    device: str
+    precision: str
+    macs: int
+    nbytes: int
+    kernels: int
+    compute_ms: float
+    memory_ms: float
+    floor_ms: float
+    bound: Literal["compute", "memory"]
+    cached: bool
+    taken_nbytes: int
+    given_nbytes: int
+    copy_ms: float
+    launch_us: float | None
+
+
 class Limits(Record, frozen=True, kw_only=True):
-    """Distance to the limit of one plan and batch size; ``floors`` ends with the whole."""
+    """Distance to the limit of one plan and batch size.
+
+    Attributes:
+        plan: Its name.
+        batch: Images per call.
+        floors: Of every part; the last is the whole.
+        note: What they rest on, or why there are none.
+        against: Where the ceilings come from: ``measured`` on this machine, or the device's ``datasheet``, where nothing
+            measures a GPU's: then the floors are on paper.
+        paper: What the same network would take at least on well-known GPUs, on paper.
+    """
 
     plan: str
     batch: int
     floors: list[Floor]
     note: str
+    against: Literal["measured", "datasheet"] = "measured"
+    paper: list[PaperFloor] = msgspec.field(default_factory=list)
 
 
 class Layer(Record, frozen=True, kw_only=True):

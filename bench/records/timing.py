@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from vsa_rt.bench.records.record import Record
 
 Scenario = Literal["quick", "camera", "single-stream", "multi-stream", "offline", "server"]
@@ -99,6 +101,7 @@ class Plan(Record, frozen=True, kw_only=True):
         achieved: Share of the convolutions that ran in it; ``None`` where the backend does not tell.
         threads: For the engine.
         why: How the engine came to be this one.
+        notes: What did not run as it should, such as batches without a CUDA graph.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Plan(Record, frozen=True, kw_only=True):
     achieved: float | None
     threads: int
     why: str
+    notes: list[str] = msgspec.field(default_factory=list)
 
 
 class Run(Record, frozen=True, kw_only=True):

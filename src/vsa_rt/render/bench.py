@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vsa_rt.render.numbers import NONE, TIMES, at, decimals, fixed, percent
 from vsa_rt.render.pages import ADVICE, HTML, MARKDOWN, headline
+from vsa_rt.render.sections.limits import ON_PAPER, network, paper_rows
 from vsa_rt.render.tables import new_table, verdict
 from vsa_rt.render.text import plain
 
@@ -114,6 +115,21 @@ def _limits(report: Report) -> Table:
     return table
 
 
+def _paper(report: Report) -> str:
+    """One line: the floors on paper of the first bundle's first batch size; empty where there are none."""
+    found = next((limits for limits in report.limits if limits.paper), None)
+    if found is None:
+        return ""
+    places = decimals([f.floor_ms for f in found.paper], 2)
+    precisions = list(dict.fromkeys(f.precision for f in found.paper))
+    said = []
+    for device, by in paper_rows(found):
+        times = [fixed(by[p].floor_ms, places) if p in by else NONE for p in precisions]
+        said.append(f"{device} {' / '.join(times)}")
+    what = f"{network(report, found)}, least ms in {' / '.join(p.upper() for p in precisions)}"
+    return f"{ON_PAPER}: {what}: {', '.join(said)}"
+
+
 def _parity(checks: Sequence[ParityCheck]) -> Table:
     table = new_table("bundle", "plan", "parity", "images>", "flips>", "ties>", "first reason")
     for check in checks:
@@ -186,10 +202,11 @@ def bench_report(report: Report, out: Path | None, as_json: bool, layers: bool =
         return
     console = Console(highlight=False)
     _verdict(console, report)
+    limits = _limits(report)
     parts = [
         ("", _runs(report.runs)),
         ("Times as long as the plan, call by call", _ratios(report)),
-        ("Distance to the limit", _limits(report)),
+        ("Distance to the limit", limits),
         (f"The {_SLOWEST} slowest layers", _layers(report) if layers else new_table()),
         ("Parity with the reference", _parity(report.parity)),
         ("Accuracy against latency", _points(report)),
@@ -200,6 +217,9 @@ def bench_report(report: Report, out: Path | None, as_json: bool, layers: bool =
             if title:
                 console.print(f"[bold]{title}[/]")
             console.print(table)
+        if table is limits and (on_paper := _paper(report)):
+            console.print()
+            console.print(_shown(on_paper))
     if report.skipped:
         console.print()
     for part, why in report.skipped.items():

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from numpy.typing import NDArray
 
-from vsa_rt.bench.cost import owners, read_graph
+from vsa_rt.bench.cost import Graph, owners, read_graph
+from vsa_rt.bench.gpu_devices import on_gpu
 from vsa_rt.bench.layers import open_profiler, profile
-from vsa_rt.bench.limits import limits
+from vsa_rt.bench.limits import datasheet_limits, limits, paper_floors
 from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
 from vsa_rt.bundle import Bundle
+from vsa_rt.contracts import Target
 from vsa_rt.engines.backend import OpenOptions
-from vsa_rt.errors import EnvironmentUnusable
+from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.pipeline.measuring.plans import OpenedPlan
 
 #: Milliseconds of calls with counters, roughly: 3 to 20 calls.
@@ -44,13 +47,13 @@ def distance(
     call_ms: float,
     progress: Callable[[str], None],
 ) -> Distance:
-    """Profile a plan's layers and hold its time against the ceilings.
+    """Profile a plan's layers and hold its time against the ceilings, or against its GPU's datasheet.
 
     Args:
         bundle: The plan's.
         opened: The plan.
         inputs: One batch of ready tensors.
-        ceilings: Of its target.
+        ceilings: Of its target; none of a GPU, where nothing measures them.
         call_ms: Median of a call without counters.
         progress: Told of every step.
 
@@ -71,5 +74,32 @@ def distance(
     else:
         calls = max(3, min(20, int(_PROFILE_MS / call_ms))) if call_ms > 0 else 20
         layers = profile(profiler, graph, parts, dict(inputs), opened.plan.name, calls)
-    found = limits(opened.plan, batch, graph, parts, ceilings, call_ms, layers)
-    return Distance(layers, why, found)
+    fp32 = _fp32(bundle, opened, graph, batch)
+    if on_gpu(Target.parse(opened.plan.target)):
+        found = datasheet_limits(
+            opened.plan,
+            batch,
+            fp32,
+            owners(fp32, bundle.manifest.taps),
+            opened.engine.machine,
+            opened.engine.plan,
+            call_ms,
+            layers,
+        )
+    else:
+        found = limits(opened.plan, batch, graph, parts, ceilings, call_ms, layers)
+    return Distance(layers, why, _with_paper(found, fp32))
+
+
+def _fp32(bundle: Bundle, opened: OpenedPlan, graph: Graph, batch: int) -> Graph:
+    """The bundle's FP32 graph; floors on paper are counted from it."""
+    path = bundle.manifest.graphs[0].path
+    return graph if path == opened.engine.graph else read_graph(bundle.read(path), batch)
+
+
+def _with_paper(found: Limits, fp32: Graph) -> Limits:
+    """The limits with the floors on paper, or with the reason why there are none."""
+    try:
+        return msgspec.structs.replace(found, paper=paper_floors(fp32))
+    except UsageError as error:
+        return msgspec.structs.replace(found, note=f"{found.note}; no floors of GPUs on paper: {error}")

@@ -8,10 +8,13 @@ from functools import partial
 from statistics import median
 from typing import TypeVar
 
+import msgspec
+
 from vsa_rt.bench.bare import bare_gaps
 from vsa_rt.bench.ceilings import ceilings
 from vsa_rt.bench.coldstart import cold_start
 from vsa_rt.bench.frontier import points
+from vsa_rt.bench.gpu_devices import on_gpu
 from vsa_rt.bench.records.contest import Contest, Gap, Point
 from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
 from vsa_rt.bench.records.timing import ColdStart, Plan, Run, Split
@@ -173,11 +176,12 @@ class Measurement:
         return median(next(c.samples for c in contest.contestants if c.name == plan.plan.name))
 
     def distances(self) -> None:
-        """Ceilings of every lead's target, then layers and floors."""
+        """Ceilings of every lead's target on a processor, then layers and floors."""
         try:
-            for target in dict.fromkeys(s.lead.plan.target for s in self.subjects):
+            targets = dict.fromkeys(Target.parse(s.lead.plan.target) for s in self.subjects)
+            for target in (t for t in targets if not on_gpu(t)):
                 self._say(f"measuring what {target} can do on this machine")
-                self.ceilings += ceilings(Target.parse(target), self.options.threads)
+                self.ceilings += ceilings(target, self.options.threads)
             for subject in self.subjects:
                 workload, lead = self.inputs.workloads[subject.name], subject.lead
                 for batch in self.batches:
@@ -215,7 +219,11 @@ class Measurement:
     @property
     def plans(self) -> list[Plan]:
         """Every plan of every bundle, in the report's order."""
-        return [opened.plan for subject in self.subjects for opened in subject.plans]
+        return [
+            msgspec.structs.replace(opened.plan, notes=list(opened.runtime.session.notes))
+            for subject in self.subjects
+            for opened in subject.plans
+        ]
 
     def points(self) -> list[Point]:
         """Where every plan and batch stands between accuracy and latency."""
