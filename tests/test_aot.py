@@ -131,6 +131,20 @@ def test_regions_that_are_cut_in_the_call_compile(kept: Kept, objects: str) -> N
     assert compile_ahead(kept.graph(source, "fp16 throughout"), max_batch=2)
 
 
+# Whole recipes
+
+#: Those of one network each, and the ensemble that looks at the regions of an image in the same call.
+WHOLE = [
+    *((name, ()) for name in shipped_names() if name.startswith(("cvpr2023-", "asm2015-"))),
+    ("smap2021-moe", ("g.objects=boxes",)),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), WHOLE, ids=[" ".join((n, *s)) for n, s in WHOLE])
+def test_a_whole_recipe_compiles_in_half(kept: Kept, name: str, settings: tuple[str, ...]) -> None:
+    assert compile_ahead(kept.graph((name, settings, ""), "fp16 throughout"), LATER, max_batch=2)
+
+
 # Whole ensembles
 
 
