@@ -31,10 +31,8 @@ def known() -> Catalogues:
     return {}
 
 
-@pytest.fixture
-def catalogue(request: pytest.FixtureRequest, known: Catalogues, tmp_path: Path) -> Catalogue:
-    """The catalogue of the flavour that a test is for."""
-    flavour: str = request.param
+def taken(flavour: str, known: Catalogues, folder: Path) -> Catalogue:
+    """A flavour's catalogue; the test is skipped where something is missing for it."""
     if flavour not in known:
         try:
             if flavour == RTX:
@@ -42,10 +40,16 @@ def catalogue(request: pytest.FixtureRequest, known: Catalogues, tmp_path: Path)
             elif flavour == CUDA:
                 known[flavour] = bindings.cuda()
             else:
-                known[flavour] = bindings.classic(flavour.rpartition(" ")[2], tmp_path)
+                known[flavour] = bindings.classic(flavour.rpartition(" ")[2], folder)
         except Missing as missing:
             pytest.skip(f"needs {missing}")
     return known[flavour]
+
+
+@pytest.fixture
+def catalogue(request: pytest.FixtureRequest, known: Catalogues, tmp_path: Path) -> Catalogue:
+    """The catalogue of the flavour that a test is for."""
+    return taken(request.param, known, tmp_path)
 
 
 def of(*flavours: str) -> pytest.MarkDecorator:
@@ -141,19 +145,13 @@ def test_what_is_asked_for_first_is_really_not_there(flavour: str, catalogue: Ca
         assert name in read(flavour, catalogue).taken
 
 
-def test_nothing_stands_in_the_table_of_tensorrt_that_no_adapter_needs(tmp_path: Path) -> None:
-    taken: set[str] = set()
+def test_nothing_stands_in_the_table_of_tensorrt_that_no_adapter_needs(
+    known: Catalogues, tmp_path: Path
+) -> None:
+    needed: set[str] = set()
     for flavour in FLAVOURS:
-        folder = tmp_path / flavour
-        folder.mkdir()
-        try:
-            catalogue = (
-                bindings.rtx() if flavour == RTX else bindings.classic(flavour.rpartition(" ")[2], folder)
-            )
-        except Missing as missing:
-            pytest.skip(f"needs {missing}")
-        taken |= read(flavour, catalogue).taken
-    assert _entries(TENSORRT) - taken == set()
+        needed |= read(flavour, taken(flavour, known, tmp_path)).taken
+    assert _entries(TENSORRT) - needed == set()
 
 
 def _entries(table: Table) -> set[str]:

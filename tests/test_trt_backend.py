@@ -286,7 +286,9 @@ class Machine:
         self.graphs: list[bytes | None] = []
         self.host_code: list[bool] = []
         self.sessions: list[Any] = []
+        self.prepared: list[int] = []
         self.fails: BaseException | None = None
+        self.unprepared: BaseException | None = None
         self.bad = b""
         facts = DeviceFacts("Orin", "sm_87", 8 << 30, "12.6", True)
         self.device = SimpleNamespace(facts=facts, enter=lambda: None)
@@ -308,7 +310,16 @@ class Machine:
         if self.fails is not None:
             raise self.fails
         self.sessions.append(forms)
-        return SimpleNamespace(forms=forms)
+        return SimpleNamespace(prepare=self._prepare, close=lambda: self._close(forms))
+
+    def _prepare(self, counts: list[int]) -> None:
+        self.prepared += counts
+        if self.unprepared is not None:
+            raise self.unprepared
+
+    def _close(self, forms: Any) -> None:
+        for stage in (stage for form in forms for stage in form.stages):
+            stage.engine.close()
 
 
 @pytest.fixture
@@ -344,6 +355,7 @@ def test_an_engine_opens_in_both_forms(machine: Machine, record: CompiledRecord)
     )
     assert all(engine.is_open for engine in machine.loaded)
     assert machine.graphs == [None] * 4
+    assert machine.prepared == [1]
     assert not any(machine.host_code)
 
 
@@ -396,17 +408,19 @@ def test_an_engine_with_code_for_the_host_opens_only_where_that_may_run(
     assert machine.host_code == [True] * 4
 
 
-@pytest.mark.parametrize("where", ["a later engine", "the session"])
+@pytest.mark.parametrize("where", ["a later engine", "the session", "the first batch"])
 def test_what_was_opened_is_closed_where_a_later_step_fails(
     machine: Machine, record: CompiledRecord, where: str
 ) -> None:
     if where == "the session":
         machine.fails = KeyboardInterrupt()
+    elif where == "the first batch":
+        machine.unprepared = EnvironmentUnusable("no memory")
     else:
         machine.bad = b"head"
     with pytest.raises((EnvironmentUnusable, KeyboardInterrupt)):
         TensorRt().open(FILES, [], [], opening(record))
-    assert len(machine.loaded) == (4 if where == "the session" else 3)
+    assert len(machine.loaded) == (3 if where == "a later engine" else 4)
     assert not any(engine.is_open for engine in machine.loaded)
 
 

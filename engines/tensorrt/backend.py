@@ -40,6 +40,14 @@ def _gpus() -> list[Gpu]:
     return list(find_gpus().devices)
 
 
+def _machine(gpu: Gpu) -> str:
+    """What figures are of: the driver calls the GPU of every Jetson Orin alike, the board says which one it is."""
+    from vsa_rt.jetson import find_jetson, is_jetson
+
+    board = find_jetson() if gpu.integrated and is_jetson() else None
+    return (board.board if board else None) or gpu.name
+
+
 def _has_cuda_core() -> bool:
     """Whether what opens engines is installed; nothing is imported but the empty package around it."""
     try:
@@ -81,7 +89,7 @@ class _TensorRt:
             return replace(
                 library, usable=False, reason=reason, install=install(self.name), compiles=self._ahead
             )
-        return replace(library, machine=here[0].name)
+        return replace(library, machine=_machine(here[0]))
 
     #: Whether it compiles for devices that are not here.
     _ahead = False

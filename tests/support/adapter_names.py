@@ -2,38 +2,23 @@
 
 Adapters take bindings as ``Any``: one source serves three dialects. Here, what such a name stands for is declared once
 (``adapter_table``), and from there on the bindings' own documentation says what comes out of each call. Whatever is
-``Any`` in an adapter and not declared is a finding: so new code must be.
+``Any`` in an adapter and not declared is a finding: so new code must be. What is taken out of a dictionary is not
+followed.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from adapter_kinds import OURS, UNTYPED, Findings, Kind, Stock, Table, element_of, one_of
+from adapter_sources import Function, Sources, mentions_any
 from bindings import Catalogue
 from signatures import misfit, parameters
 
 #: A name of an enumeration's member that stands in the source as a string.
 _WORD = re.compile(r"[A-Z][A-Z0-9]{2,}(?:_[A-Z0-9]+)*|[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def _mentions_any(annotation: ast.expr | None) -> bool:
-    """Whether something is ``Any`` itself, or may be, or a tuple has it."""
-    if isinstance(annotation, ast.Name):
-        return annotation.id == "Any"
-    if isinstance(annotation, ast.BinOp):
-        return _mentions_any(annotation.left) or _mentions_any(annotation.right)
-    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in (
-        "tuple",
-        "list",
-        "Sequence",
-    ):
-        inner = annotation.slice
-        return any(map(_mentions_any, inner.elts if isinstance(inner, ast.Tuple) else [inner]))
-    return False
 
 
 class Reader:
@@ -50,17 +35,8 @@ class Reader:
         self.flavour, self.table, self._stock = flavour, table, Stock(catalogue)
         self._modules = frozenset(catalogue["modules"])
         self.findings = Findings()
-        self._trees = {name: ast.parse(source) for name, source in sources.items()}
-        self._classes: dict[str, ast.ClassDef] = {}
-        #: Class, or empty, and function.
-        self._functions: list[tuple[str, Function]] = []
+        self._sources = Sources(sources)
         self._fields: dict[str, dict[str, Kind]] = {}
-        for tree in self._trees.values():
-            self._functions += [("", node) for node in tree.body if isinstance(node, Function)]
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ClassDef):
-                    self._classes[node.name] = node
-                    self._functions += [(node.name, item) for item in node.body if isinstance(item, Function)]
         self._where = ""
 
     # What there is
@@ -69,13 +45,13 @@ class Reader:
         """Follow all sources: fields first, for the methods of other classes use them."""
         self._fill_fields()
         self.findings = Findings(taken=self.findings.taken)
-        for name, tree in self._trees.items():
+        for name, tree in self._sources.trees.items():
             self._where = name
             self._body(tree.body, {}, "")
         return self.findings
 
     def _fill_fields(self) -> None:
-        for name, node in self._classes.items():
+        for name, node in self._sources.classes.items():
             self._fields[name] = {}
             for item in node.body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
@@ -84,7 +60,7 @@ class Reader:
                     )
         # A field may come of another class's: once more settles what the first round could not know.
         for _ in range(2):
-            for tree in self._trees.values():
+            for tree in self._sources.trees.values():
                 self._body(tree.body, {}, "")
 
     def _wrong(self, node: ast.AST, text: str) -> None:
@@ -104,7 +80,7 @@ class Reader:
 
     def _annotated(self, annotation: ast.expr | None, scope: str, name: str, tell: bool = True) -> Kind:
         """What a parameter, field or result is, by its annotation."""
-        if _mentions_any(annotation):
+        if mentions_any(annotation):
             told = self._declared(scope, name)
             if told is None:
                 if not tell:
@@ -115,7 +91,7 @@ class Reader:
                 return UNTYPED
             return told
         for word in re.findall(r"\w+", ast.unparse(annotation)) if annotation is not None else ():
-            if word in self._classes:
+            if word in self._sources.classes:
                 return Kind("ours", word)
         return OURS
 
@@ -162,7 +138,7 @@ class Reader:
     def _annotated_assignment(self, node: ast.AnnAssign, env: dict[str, Kind], scope: str) -> None:
         kind = self.kind(node.value, env, self._scope(scope, node.target)) if node.value is not None else OURS
         name = node.target.attr if isinstance(node.target, ast.Attribute) else ast.unparse(node.target)
-        if _mentions_any(node.annotation):
+        if mentions_any(node.annotation):
             kind = self._annotated(node.annotation, scope, name)
         self._assign(node.target, kind, None, env, scope)
 
@@ -228,7 +204,7 @@ class Reader:
         for argument in filter(None, given):
             if argument.arg != "self":
                 env[argument.arg] = self._annotated(argument.annotation, inner, argument.arg)
-        if _mentions_any(node.returns):
+        if mentions_any(node.returns):
             self._annotated(node.returns, owner if "." in inner else "", f"{node.name}()")
         for default in [*arguments.defaults, *arguments.kw_defaults]:
             if default is not None:
@@ -267,7 +243,7 @@ class Reader:
     def kind(self, node: ast.expr, env: dict[str, Kind], scope: str) -> Kind:
         """What an expression is; everything in it is looked at."""
         if isinstance(node, ast.Name):
-            return env.get(node.id, Kind("ours", node.id) if node.id in self._classes else OURS)
+            return env.get(node.id, Kind("ours", node.id) if node.id in self._sources.classes else OURS)
         if isinstance(node, ast.Attribute):
             return self._attribute(node, self.kind(node.value, env, scope), node.attr)
         if isinstance(node, ast.Call):
@@ -348,7 +324,7 @@ class Reader:
 
     def _field(self, class_: str, name: str) -> Kind:
         """A field of an adapter's class; of an unknown one, what all classes agree on."""
-        for owner in self._derived_from(class_):
+        for owner in self._sources.derived_from(class_):
             if f"{owner}.{name}" in self.table.declared:
                 self.findings.taken.add(f"{owner}.{name}")
                 return self._stock.kind_of(self.table.declared[f"{owner}.{name}"])
@@ -358,12 +334,6 @@ class Reader:
             return OURS
         found = {fields[name] for fields in self._fields.values() if name in fields}
         return found.pop() if len(found) == 1 else UNTYPED if found - {OURS} else OURS
-
-    def _derived_from(self, class_: str) -> Iterator[str]:
-        if class_ in self._classes:
-            yield class_
-            for base in self._classes[class_].bases:
-                yield from self._derived_from(ast.unparse(base).rpartition(".")[2])
 
     # Calls
 
@@ -439,10 +409,6 @@ class Reader:
 
     def _result(self, class_: str, name: str) -> Kind:
         """What a function of the adapters gives, or a method: of a class, or what all that have it agree on."""
-        named = [function for owner, function in self._functions if function.name == name and not owner]
-        of = set(self._derived_from(class_)) if class_ in self._classes else set(self._classes)
-        found = {self._annotated(function.returns, "", f"{name}()", tell=False) for function in named}
-        for owner, function in self._functions:
-            if function.name == name and owner in of:
-                found.add(self._annotated(function.returns, owner, f"{name}()", tell=False))
+        results = self._sources.results(class_, name)
+        found = {self._annotated(returns, owner, f"{name}()", tell=False) for owner, returns in results}
         return found.pop() if len(found) == 1 else UNTYPED if found - {OURS} else OURS
