@@ -7,7 +7,7 @@ BUNDLE := build/quickstart.bundle
 PHOTOGRAPHS := build/photographs
 BINDINGS := build/bindings
 
-.PHONY: demo test test-aot test-gpu bindings check wheel wheel-test clean
+.PHONY: demo test test-aot test-gpu bindings lint-docker check wheel wheel-test clean
 
 demo: $(BUNDLE) $(PHOTOGRAPHS)
 	$(BIN)/vsa-rt run $(BUNDLE) $(PHOTOGRAPHS) --format table
@@ -34,10 +34,14 @@ $(BINDINGS)/10.3.0/tensorrt_bindings: | .venv/.all
 $(BINDINGS)/11.4.0/tensorrt_bindings: | .venv/.all
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) 'tensorrt-cu13-bindings==11.4.*'
 
-check: .venv/.dev
+check: .venv/.dev lint-docker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Not every machine has a wheel of it.
+lint-docker: .venv/.dev
+	test ! -x $(BIN)/hadolint || $(BIN)/hadolint docker/*.Dockerfile
 
 wheel: .venv/.dev
 	rm -rf build/lib build/bdist* dist

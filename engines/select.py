@@ -55,8 +55,8 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
     files = [bundle.read(name) for name in engine.files]
     manifest = bundle.manifest
-    # Measured with so many threads, it says nothing of others.
-    if not options.division and options.threads == engine.threads:
+    # Measured with so many threads, it says nothing of others; a GPU has no use for any.
+    if not options.division and (engine.compiled is not None or options.threads == engine.threads):
         division = {int(batch): word for batch, word in engine.division.items()}
         options = replace(options, division=division)
     options = replace(

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.contracts import Resample, Task
 from vsa_rt.errors import RecipeError, UsageError
-from vsa_rt.export.graph import METADATA, OPSET, GraphPurpose, purpose_of, strip_debris
+from vsa_rt.export.purpose import METADATA, OPSET, GraphPurpose, purpose_of, strip_debris
 from vsa_rt.manifest import InputRecord, TapRecord
 from vsa_rt.recipe import Graph, GraphInput, Recipe
 

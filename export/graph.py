@@ -8,7 +8,6 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,42 +16,14 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from vsa_rt.contracts import Resample, ScoresKind, Task, Views, scores_kind
-from vsa_rt.errors import UsageError
+from vsa_rt.contracts import scores_kind
 from vsa_rt.export.ensemble import Ensemble
+from vsa_rt.export.purpose import METADATA, OPSET, GraphPurpose, strip_debris
 from vsa_rt.export.skeleton import skeleton
-from vsa_rt.manifest import InputRecord, TapRecord
 from vsa_rt.recipe import views_of_recipe
 
-#: From opset 22 on, Conv and the pools take bfloat16 (ONNX changelog), which the lowered graphs need.
-OPSET = 22
-METADATA = "vsa_rt"
 #: Names that inputs and taps have while torch exports them.
 _INPUT, _TAP = "vsa_input_", "vsa_tap_"
-
-
-class GraphPurpose(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a graph of this project carries in its metadata, so that the file alone can be built.
-
-    Attributes:
-        inputs: Names, shapes and resizes.
-        taps: Names and widths.
-        labels: In the order of the scores; empty for a graph that gives features only.
-        task: What the scores mean.
-        threshold: Multi-label: the score above which a label is given.
-        resample: How the host resizes unless told otherwise.
-        scores_kind: What kind of numbers the scores are; empty for what the task says.
-        views: Through how many views the graph looks at an image.
-    """
-
-    inputs: list[InputRecord]
-    taps: list[TapRecord]
-    labels: list[str]
-    task: Task
-    threshold: float
-    resample: Resample
-    scores_kind: ScoresKind | Literal[""] = ""
-    views: Views = Views()
 
 
 @contextlib.contextmanager
@@ -159,34 +130,3 @@ def graph_from_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
     onnx.helper.set_model_props(model, {METADATA: msgspec.json.encode(purpose).decode()})
     onnx.checker.check_model(skeleton(model), full_check=True)
     return model
-
-
-def strip_debris(model: onnx.ModelProto) -> None:
-    """Remove the exporter's notes: stack traces hold the paths of the machine that exported."""
-    model.doc_string = ""
-    model.graph.doc_string = ""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
-        del value.metadata_props[:]
-        value.doc_string = ""
-    del model.metadata_props[:]
-    del model.graph.metadata_props[:]
-    for function in model.functions:
-        del function.metadata_props[:]
-
-
-def purpose_of(model: onnx.ModelProto) -> GraphPurpose | None:
-    """What the graph says about itself; ``None`` for a graph that this project did not write.
-
-    Raises:
-        UsageError: It says something unreadable.
-    """
-    text = next((p.value for p in model.metadata_props if p.key == METADATA), None)
-    if text is None:
-        return None
-    try:
-        return msgspec.json.decode(text, type=GraphPurpose)
-    except msgspec.DecodeError as error:
-        raise UsageError(f"the graph's metadata {METADATA!r} cannot be read: {error}") from error

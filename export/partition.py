@@ -15,6 +15,8 @@ from vsa_rt.export.skeleton import skeleton
 
 #: The part that comes after the backbones.
 HEAD = "head"
+#: A batch that shapes are inferred for: no other axis of a network has so many.
+_IMAGES = 509
 
 
 @dataclass(frozen=True)
@@ -121,18 +123,29 @@ def _seams(model: onnx.ModelProto, places: Mapping[int, str]) -> dict[str, list[
 
 
 def _types(model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, onnx.ValueInfoProto] | None:
-    """Type and shape of tensors; none where one's batch is not its only free axis."""
-    inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True).graph
-    known = {v.name: v for v in (*inferred.value_info, *inferred.output, *inferred.input)}
-    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    """Type and shape of tensors; none where one has not one row for each image, or another free axis.
+
+    Inferred for a batch of some number: a name that inference gives a free axis says nothing of how many rows it has.
+    """
+    bare = skeleton(model)
+    batch = ""
+    inputs = {value.name for value in model.graph.input}
+    for value in bare.graph.input:
+        if value.name in inputs:
+            first = value.type.tensor_type.shape.dim[0]
+            batch = batch or first.dim_param or "batch"
+            first.dim_value = _IMAGES
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True).graph
+    known = {v.name: v.type.tensor_type for v in (*inferred.value_info, *inferred.output, *inferred.input)}
     found = {}
     for name in tensors:
-        value = known.get(name)
-        dims = value.type.tensor_type.shape.dim if value is not None else []
-        if value is None or not dims or dims[0].dim_value or not all(d.dim_value for d in dims[1:]):
+        sizes = [d.dim_value for d in known[name].shape.dim] if name in known else []
+        if not sizes or sizes[0] != _IMAGES or not all(sizes):
             return None
-        shape = [batch, *(d.dim_value for d in dims[1:])]
-        found[name] = helper.make_tensor_value_info(name, value.type.tensor_type.elem_type, shape)
+        found[name] = helper.make_tensor_value_info(name, known[name].elem_type, [batch, *sizes[1:]])
     return found
 
 

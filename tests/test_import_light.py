@@ -121,3 +121,16 @@ def test_fitting_without_scikit_learn_says_what_to_install(tiny_recipe: Path, to
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3"
     assert "vsa-rt[export]" in done.stderr
+
+
+def test_a_graph_is_lowered_and_cut_without_torch() -> None:
+    """A Jetson builds from an export: PyTorch is gigabytes of nothing there."""
+    pytest.importorskip("onnx", reason="graphs are lowered with onnx")
+    pytest.importorskip("onnxruntime", reason="ranges are measured with it")
+    fresh(
+        BLOCK.format(names=["torch", "timm", "torchvision"])
+        + """
+import vsa_rt.export.foreign, vsa_rt.export.lowering.lower, vsa_rt.export.lowering.hazards, vsa_rt.export.partition
+import vsa_rt.pipeline.build, vsa_rt.pipeline.precision.half_plans
+"""
+    )

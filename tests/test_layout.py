@@ -179,7 +179,7 @@ def test_imports_follow_the_rule(module: str) -> None:
         ("vsa_rt.recipe", "from vsa_rt.export import head"),
         ("vsa_rt.bundle", "def f():\n    import vsa_rt.runtime.load"),
         ("vsa_rt.engines.table", "from vsa_rt.runtime.decode import decode"),
-        ("vsa_rt.engines.table", "from vsa_rt.export.graph import OPSET"),
+        ("vsa_rt.engines.table", "from vsa_rt.export.purpose import OPSET"),
         ("vsa_rt.export.graph", "from vsa_rt.engines import select"),
         ("vsa_rt.runtime.load", "from vsa_rt import bench"),
         ("vsa_rt.runtime.load", "from vsa_rt.export import head"),

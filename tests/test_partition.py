@@ -240,3 +240,24 @@ def test_a_seam_of_a_free_shape_is_not_cut() -> None:
         ["w1", "w2"],
     )
     assert partition(graph, ["a", "b"]) == []
+
+
+def test_a_seam_with_other_rows_than_images_is_not_cut() -> None:
+    """Four rows for each image: a session would give such a tensor room for one."""
+    graph = tiny_graph(
+        [
+            product("x", "w1", "trunk"),
+            helper.make_node("Constant", [], ["to_rows"], value=numpy_helper.from_array(np.array([-1, 1]))),
+            helper.make_node("Reshape", ["trunk", "to_rows"], ["rows"]),
+            helper.make_node("Constant", [], ["back"], value=numpy_helper.from_array(np.array([-1, 4]))),
+            helper.make_node("Reshape", ["rows", "back"], ["again"]),
+            product("again", "w2", "a"),
+            helper.make_node("Relu", ["rows"], ["more"]),
+            helper.make_node("Reshape", ["more", "back"], ["wide"]),
+            product("wide", "w3", "b"),
+            helper.make_node("Concat", ["a", "b"], ["features"], axis=1),
+        ],
+        ["a", "b", "features"],
+        ["w1", "w2", "w3"],
+    )
+    assert partition(graph, ["a", "b"]) == []

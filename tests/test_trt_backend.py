@@ -160,12 +160,12 @@ def test_a_build_gives_both_forms_and_says_how(jetson: Bindings, tmp_path: Path)
     made = TensorRt().build(
         Source(b"graph", "graph-fp16.onnx", parts), tmp_path, "sm_87", options(8, level=4)
     )
-    assert made.files == ["model.engine", "stream-x.engine", "stream-y.engine", "stream-head.engine"]
+    assert made.files == ["model.engine", "stream-0.engine", "stream-1.engine", "stream-2.engine"]
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         "model.engine": b"engine of graph",
-        "stream-x.engine": b"engine of part x",
-        "stream-y.engine": b"engine of part y",
-        "stream-head.engine": b"engine of part head",
+        "stream-0.engine": b"engine of part x",
+        "stream-1.engine": b"engine of part y",
+        "stream-2.engine": b"engine of part head",
     }
     record = made.compiled
     assert record is not None
@@ -175,9 +175,9 @@ def test_a_build_gives_both_forms_and_says_how(jetson: Bindings, tmp_path: Path)
     assert (record.typing, record.flags, record.batches, record.stripped) == ("strong", [], [1, 8, 8], False)
     assert record.system == f"{sys.platform}-{platform.machine()}"
     assert [(s.name, s.file, s.inputs, s.outputs) for s in record.stages] == [
-        ("x", "stream-x.engine", ["image"], ["x"]),
-        ("y", "stream-y.engine", ["image"], ["y"]),
-        ("head", "stream-head.engine", ["x", "y"], ["scores"]),
+        ("x", "stream-0.engine", ["image"], ["x"]),
+        ("y", "stream-1.engine", ["image"], ["y"]),
+        ("head", "stream-2.engine", ["x", "y"], ["scores"]),
     ]
     line = shlex.split(record.trtexec)
     assert {"--onnx=graph-fp16.onnx", "--saveEngine=model.engine", "--builderOptimizationLevel=4"} <= set(
@@ -248,7 +248,7 @@ def test_a_real_build_ahead_of_time_gives_both_forms(tmp_path: Path, monkeypatch
 
     source = Source(pattern("concatenation", "fp16"), "graph-fp16.onnx", cut)
     made = TensorRtRtx().build(source, tmp_path, "sm_86+sm_89", options(4))
-    assert made.files == ["model.engine", "stream-x.engine", "stream-head.engine"]
+    assert made.files == ["model.engine", "stream-0.engine", "stream-1.engine"]
     assert all((tmp_path / name).stat().st_size > 1000 for name in made.files)
     record = made.compiled
     assert record is not None

@@ -25,11 +25,11 @@ from vsa_rt.contracts import Resample, ResizeSpec, Sentiment, Task, Views
 from vsa_rt.errors import BundleError, CheckpointError, ItemError, RecipeError
 from vsa_rt.export.backbones import LoadedBackbone
 from vsa_rt.export.ensemble import load_backbones, load_ensemble
-from vsa_rt.export.graph import METADATA, GraphPurpose
 from vsa_rt.export.head import head_tap_records, head_taps, make_head
 from vsa_rt.export.head_file import backbone_records, head_to_bytes, load_head
 from vsa_rt.export.makers import Network
 from vsa_rt.export.networks.caffenet import CROP, GRID, MAP, CaffeNet
+from vsa_rt.export.purpose import METADATA, GraphPurpose
 from vsa_rt.manifest import CheckpointRecord, InputRecord, TapRecord
 from vsa_rt.recipe import Recipe, views_of_recipe
 from vsa_rt.recipe_file import find_recipe, read_recipe, with_options

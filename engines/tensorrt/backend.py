@@ -132,8 +132,9 @@ class _TensorRt:
         try:
             merged = compiled(source.graph, ENGINE)
             stages = []
-            for part in self._parts(source, options):
-                name = f"stream-{part.name}.engine"
+            for number, part in enumerate(self._parts(source, options)):
+                # By number: a stranger's graph may call a tensor like a path.
+                name = f"stream-{number}.engine"
                 compiled(part.graph, name)
                 stages.append(
                     StageRecord(

@@ -52,7 +52,7 @@ def adopt_into(
     with needs("export"):
         from vsa_rt.engines.executor import GraphExecutor
         from vsa_rt.export.foreign import adopt_graph, read_graph
-        from vsa_rt.export.graph import OPSET
+        from vsa_rt.export.purpose import OPSET
     recipe: Recipe | None = read_recipe(recipe_path) if recipe_path else None
     model, purpose = adopt_graph(read_graph(path), recipe)
     graph = model.SerializeToString()

@@ -142,7 +142,8 @@ def export_into(
     with needs("export"):
         from vsa_rt.engines.executor import GraphExecutor
         from vsa_rt.export.ensemble import load_ensemble
-        from vsa_rt.export.graph import OPSET, graph_from_ensemble
+        from vsa_rt.export.graph import graph_from_ensemble
+        from vsa_rt.export.purpose import OPSET
     options.progress("loading checkpoints")
     ensemble = load_ensemble(recipe, recipe_folder, options.weights, options.random_seed)
     reference = Reference("torch", "", list(recipe.labels), ensemble.prepare, ensemble.run)

@@ -20,7 +20,7 @@ from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Session
 from vsa_rt.engines.compiling import CompileOptions, Part, Source, Tuning
 from vsa_rt.engines.select import input_specs, output_specs
-from vsa_rt.errors import needs
+from vsa_rt.errors import EnvironmentUnusable, needs
 from vsa_rt.manifest import CompiledRecord
 from vsa_rt.pipeline.export import GRAPH, Progress
 from vsa_rt.pipeline.gate import Judged, Reference, comparison_of, judge, record_of
@@ -297,7 +297,19 @@ class Workshop:
         """The same engine with the fastest way to divide a call, batch size by batch size.
 
         It is judged again as it will be opened, and left as it was where it fails so. What is not faster than the
-        engine's first way by more than noise is not taken.
+        engine's first way by more than noise is not taken. Where there is no memory to open it twice, it is left, too.
+        """
+        try:
+            return self._faster(built)
+        except EnvironmentUnusable as error:
+            self.progress(f"warning: {built.name} stays undivided: {error}")
+            return built
+
+    def _faster(self, built: Built) -> Built:
+        """The same.
+
+        Raises:
+            EnvironmentUnusable: It cannot be opened beside itself.
         """
         with closing(self._reopen(built, self.batches[0], {})) as whole:
             chosen = {batch: self._division(built, batch, whole) for batch in self.batches}
@@ -354,7 +366,8 @@ class Workshop:
         """Latency of engines that are opened anew, interleaved, on photographs.
 
         Args:
-            engines: All opened at once, for one batch size at a time: each may hold the weights once more.
+            engines: All opened at once, for one batch size at a time: each may hold the weights once more. Where
+                there is no memory for that, one after the other, and that is said.
             seconds: What one batch size may take.
 
         Returns:
@@ -362,8 +375,24 @@ class Workshop:
         """
         found: dict[str, dict[str, Samples]] = {b.name: {} for b in engines}
         for batch in self.batches:
-            with ExitStack() as stack:
-                sessions = {b.name: stack.enter_context(closing(self._reopen(b, batch))) for b in engines}
-                for name, samples in self.times(sessions, batch, seconds).items():
-                    found[name][str(batch)] = samples
+            try:
+                times = self._side_by_side(engines, batch, seconds)
+            except EnvironmentUnusable as error:
+                if len(engines) == 1:
+                    raise
+                self.progress(f"warning: engines are measured one after the other: {error}")
+                each = seconds / len(engines)
+                times = {n: t for b in engines for n, t in self._side_by_side([b], batch, each).items()}
+            for name, samples in times.items():
+                found[name][str(batch)] = samples
         return found
+
+    def _side_by_side(self, engines: Sequence[Built], batch: int, seconds: float) -> dict[str, Samples]:
+        """Latency of engines at one batch size, interleaved.
+
+        Raises:
+            EnvironmentUnusable: They cannot all be open at once.
+        """
+        with ExitStack() as stack:
+            sessions = {b.name: stack.enter_context(closing(self._reopen(b, batch))) for b in engines}
+            return self.times(sessions, batch, seconds)
