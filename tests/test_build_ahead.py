@@ -154,6 +154,25 @@ def test_stripping_weights_asks_for_a_driver_and_says_so(
     assert not (tmp_path / "b").exists()
 
 
+def test_a_graph_for_several_targets_is_judged_once(
+    tiny_bundle: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The executor that rounds takes longer than the compiler."""
+    judged: list[Precision] = []
+    honest = HalfPlans._prove
+
+    def counted(self: HalfPlans, precision: Precision, *arguments: Any) -> ProvedGraph:
+        judged.append(precision)
+        return honest(self, precision, *arguments)
+
+    monkeypatch.setattr(HalfPlans, "_prove", counted)
+    options = BuildOptions(data=toy_data, targets=[AMPERE, BOTH], precision=Precision.FP16)
+    manifest = build(str(tiny_bundle), tmp_path / "b", options)
+    assert judged == [Precision.FP16]
+    assert len({e.graph for e in manifest.engines}) == 1
+    assert len(manifest.engines) == 2
+
+
 def test_inspect_says_that_the_engine_never_ran(ahead: Path, vsa: Any) -> None:
     done: subprocess.CompletedProcess[str] = vsa("inspect", str(ahead))
     assert done.returncode == 0

@@ -52,6 +52,7 @@ class HalfPlans:
     budget: Budget
     progress: Progress
     _halving: Halving | None = field(default=None, repr=False)
+    _proved: dict[tuple[Precision, tuple[str, ...]], ProvedGraph] = field(default_factory=dict, repr=False)
 
     def suited(self, plan: Plan) -> Plan:
         """A plan without the nodes that half would spoil, with half around int8 and in the head.
@@ -76,6 +77,15 @@ class HalfPlans:
             UsageError: The graph cannot be lowered so.
             DatasetError: As for ``suited``.
         """
+        # Targets share graphs, and rounding takes longer than compiling.
+        known = (precision, tuple(exclude))
+        if known not in self._proved:
+            self._proved[known] = self._prove(precision, exclude, reference, judged)
+        return self._proved[known]
+
+    def _prove(
+        self, precision: Precision, exclude: Sequence[str], reference: Reference, judged: Judged
+    ) -> ProvedGraph:
         manifest = self.graphs.manifest
         if precision is Precision.FP32:
             plan = uniform_plan(manifest, precision)
@@ -88,8 +98,9 @@ class HalfPlans:
         return ProvedGraph(proof.plan, proof.graph.SerializeToString(), proof.parity, proof.reasons)
 
     def forget(self) -> None:
-        """Free the parsed graph."""
+        """Free the parsed graph, and those that were proved."""
         self._halving = None
+        self._proved.clear()
 
     def _found(self) -> Halving:
         """With the nodes found that leave half's range."""
