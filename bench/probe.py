@@ -54,12 +54,13 @@ class _Probe:
     def _weights(self) -> str:
         from onnx import TensorProto, helper
 
-        if self.int8:
-            one = helper.make_tensor("value", TensorProto.INT8, [1], [1])
-            self._node("ConstantOfShape", ["shape"], "weight_q", value=one)
-            return self._node("DequantizeLinear", ["weight_q", "weight_scale", "weight_zero"], "weight")
         value = helper.make_tensor("value", TensorProto.FLOAT, [1], [_WEIGHT])
         self._node("ConstantOfShape", ["shape"], "weight32", value=value)
+        if self.int8:
+            # In the graph: TensorRT refuses a ConstantOfShape of bytes, and OpenVINO leaves a Broadcast behind it.
+            scale = ["weight_scale", "weight_zero"]
+            self._node("QuantizeLinear", ["weight32", *scale], "weight_q")
+            return self._node("DequantizeLinear", ["weight_q", *scale], "weight")
         return self._node("Cast", ["weight32"], "weight", to=self.kind)
 
     def _flow(self, name: str) -> str:

@@ -17,9 +17,9 @@ from vsa_rt.bench import clock
 from vsa_rt.bench.layer_kinds import kind_of_word
 from vsa_rt.bench.probe import CHANNELS, LAYERS, PROBED, SIZE, probe_graph
 from vsa_rt.contracts import Precision, Target, TensorSpec
-from vsa_rt.doctor import LIBRARIES, Library, Machine, describe_machine, missing
+from vsa_rt.doctor import LIBRARIES, Library, Machine, describe_machine, made_for_newer, missing
 from vsa_rt.engines import table
-from vsa_rt.engines.backend import OpenOptions
+from vsa_rt.engines.backend import OpenOptions, Probe
 from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.pipeline import diagnose
@@ -127,6 +127,25 @@ def test_openvino_runs_the_probe_of_int8_in_bytes() -> None:
     assert set(ran) <= {"int8", "uint8"}
 
 
+def test_openvino_says_that_it_computes_each_probe_in_its_precision() -> None:
+    pytest.importorskip("openvino", reason="it is asked")
+    for precision in (Precision.FP32, Precision.INT8):
+        session = diagnose._open(OPENVINO, precision)
+        try:
+            session.slots[0].run({"image": np.zeros((4, CHANNELS, SIZE, SIZE), np.float32)})
+            assert session.achieved == 1.0
+        finally:
+            session.close()
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.INT8])
+def test_tensorrt_compiles_every_probe(precision: Precision) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="it compiles the probes", exc_type=ImportError)
+    from vsa_rt.engines.tensorrt.compiler import compile_ahead
+
+    assert compile_ahead(probe_graph(precision), (diagnose.AHEAD,), max_batch=4)
+
+
 def test_onnxruntime_takes_the_probe_of_int8() -> None:
     pytest.importorskip("onnxruntime", reason="it opens the probe")
     diagnose._open(Target("onnxruntime", "cpu"), Precision.INT8).close()
@@ -178,6 +197,17 @@ def plant_accelerators(
     monkeypatch.setattr(jetson, "find_jetson", lambda root: board)
 
 
+def plant_flavours(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    """Let TensorRTs of these versions be there, and of no use."""
+    monkeypatch.setattr(
+        diagnose,
+        "_flavour",
+        lambda name, gpus, commands: diagnose.Flavour(
+            name, versions.get(name, ""), False, False, "planted", ""
+        ),
+    )
+
+
 def commands(gpus: gpu.Gpus, board: jetson.Jetson | None = None, **changed: object) -> dict[str, str]:
     """What doctor would have installed on a bare machine."""
     return {found.name: found.install for found in missing(replace(BARE, **changed), gpus, board)}  # type: ignore[arg-type]  # keys of Machine
@@ -195,14 +225,16 @@ def test_with_a_gpu_everything_that_it_takes_is_missing() -> None:
 
 def test_a_driver_for_cuda_12_is_not_given_what_is_made_for_cuda_13() -> None:
     found = commands(replace(L4, driver="12.6"))
-    assert found["cuda-core"] == "pip install 'cuda-core[cu12]'"
-    assert found["tensorrt"] == "pip install tensorrt-cu12"
+    assert found["cuda-core"] == "pip install 'cuda-core>=1.0' 'cuda-bindings>=12.6,<13'"
+    assert found["tensorrt"] == "pip install 'tensorrt-cu12>=10.3,<12'"
 
 
 def test_on_a_jetson_tensorrt_comes_from_jetpack() -> None:
     found = commands(ORIN, BOARD, architecture="aarch64")
     assert found["tensorrt"] == "python3 -m venv --system-site-packages .venv"
-    assert found["cuda-core"] == "pip install 'cuda-core[cu12]'"
+    assert found["cuda-core"] == "pip install 'cuda-core>=1.0' 'cuda-bindings>=12.6,<13'"
+    thor = commands(replace(ORIN, driver="13.0"), BOARD, architecture="aarch64")
+    assert thor["cuda-core"] == "pip install 'cuda-core>=1.0' 'cuda-bindings>=13,<14'"
     assert not {"tensorrt-rtx-cu13", "onnxruntime-gpu"} & set(found), "there is none for it"
     absent = replace(BOARD, tensorrt=None)
     assert commands(ORIN, absent)["tensorrt"].startswith(
@@ -264,7 +296,30 @@ def test_a_gpu_that_tensorrt_does_not_know_is_named(monkeypatch: pytest.MonkeyPa
     found = diagnose.diagnose()
     [flavour] = [f for f in found.tensorrt if f.package == "tensorrt-rtx"]
     assert (flavour.usable, flavour.reason) == (False, "it has no engines for sm_61")
-    assert any("No TensorRT can use" in line for line in found.advice)
+    assert not any("No TensorRT can use" in line for line in found.advice), "nothing would change that"
+
+
+def test_a_gpu_that_no_tensorrt_uses_yet_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant_accelerators(monkeypatch, L4)
+    plant_flavours(monkeypatch, {})
+    advice = diagnose.diagnose().advice
+    assert "No TensorRT can use this machine's GPU yet; what it needs is listed as missing." in advice
+
+
+def test_what_is_made_for_a_newer_cuda_than_the_drivers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"cuda-bindings": "13.5.0", "tensorrt-cu13": "11.4.0", "tensorrt-rtx-cu13": "1.7.1"}
+    monkeypatch.setattr("vsa_rt.doctor.library_version", versions.get)
+    told = made_for_newer(replace(L4, driver="12.6"))
+    head = "is made for CUDA 13, and the driver serves CUDA up to 12.6: update the driver"
+    assert told == [
+        f"cuda-bindings {head}, or pip install 'cuda-bindings>=12.6,<13'.",
+        f"tensorrt-cu13 {head}, or pip uninstall tensorrt tensorrt-cu13; pip install 'tensorrt-cu12>=10.3,<12'.",
+        f"tensorrt-rtx-cu13 {head}.",
+    ]
+    assert made_for_newer(L4) == []
+    assert made_for_newer(ABSENT) == [], "without a driver there is none to be too old"
+    versions["cuda-bindings"] = "12.9.2"
+    assert not any(line.startswith("cuda-bindings") for line in made_for_newer(replace(L4, driver="12.6")))
 
 
 def test_a_jetson_is_described_and_told_how_to_be_measured(
@@ -302,19 +357,87 @@ def test_a_tensorrt_of_jetpack_that_this_environment_does_not_see_is_told(
     monkeypatch: pytest.MonkeyPatch, version: str, told: bool
 ) -> None:
     plant_accelerators(monkeypatch, ORIN, BOARD)
-    monkeypatch.setattr(
-        diagnose, "_flavour", lambda name, gpus: diagnose.Flavour(name, version, False, False, "planted", "")
-    )
+    plant_flavours(monkeypatch, {"tensorrt": version})
     advice = [line for line in diagnose.diagnose().advice if "--system-site-packages" in line]
     assert bool(advice) is told
     assert all("10.3.0.30-1+cuda12.5" in line for line in advice)
 
 
 def test_a_jetson_without_jetpack_is_told_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    reasons = {"jetpack": "the package nvidia-jetpack is not installed"}
-    plant_accelerators(monkeypatch, ORIN, replace(BOARD, jetpack=None, reasons=reasons))
+    reasons = dict.fromkeys(("jetpack", "tensorrt"), "the package nvidia-jetpack is not installed")
+    plant_accelerators(monkeypatch, ORIN, replace(BOARD, jetpack=None, tensorrt=None, reasons=reasons))
     [line] = [line for line in diagnose.diagnose().advice if line.startswith("JetPack: ")]
     assert line == "JetPack: the package nvidia-jetpack is not installed: sudo apt install nvidia-jetpack."
+
+
+def test_a_jetson_that_has_the_parts_that_count_is_not_told_to_install_all_of_jetpack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reasons = {"jetpack": "the package nvidia-jetpack is not installed"}
+    plant_accelerators(monkeypatch, ORIN, replace(BOARD, jetpack=None, reasons=reasons))
+    assert not any("apt install nvidia-jetpack" in line for line in diagnose.diagnose().advice)
+
+
+def test_a_tensorrt_that_imports_is_not_missing_though_it_has_no_metadata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant_accelerators(monkeypatch, ORIN, BOARD)
+    monkeypatch.setattr(diagnose, "describe_machine", lambda: replace(BARE, architecture="aarch64"))
+    plant_flavours(monkeypatch, {})
+    assert "tensorrt" in {library.name for library in diagnose.diagnose().missing}
+    plant_flavours(monkeypatch, {"tensorrt": "10.3.0"})
+    assert "tensorrt" not in {library.name for library in diagnose.diagnose().missing}
+
+
+def test_what_else_uses_gpus_is_listed_with_its_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_accelerators(monkeypatch, L4)
+    names = {"cuda-core": "1.2.2", "onnxruntime-gpu": "1.23.0", "pycuda": "2025.1"}
+    there = [replace(library, version=names.get(library.name)) for library in BARE.libraries]
+    monkeypatch.setattr(diagnose, "describe_machine", lambda: replace(BARE, libraries=there))
+    render.diagnosis(diagnose.diagnose(), False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for name, version in names.items():
+        assert [name, f"{version}:"] in [words[:2] for words in lines]
+
+
+def test_a_container_that_hides_its_packages_is_not_told_to_install_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reasons = dict.fromkeys(("jetpack", "tensorrt"), "/var/lib/dpkg/status cannot be read")
+    plant_accelerators(monkeypatch, ORIN, replace(BOARD, jetpack=None, tensorrt=None, reasons=reasons))
+    assert not any("apt install nvidia-jetpack" in line for line in diagnose.diagnose().advice)
+
+
+def test_everything_that_names_a_command_names_the_one_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plant_accelerators(monkeypatch, replace(L4, driver="12.8"))
+    monkeypatch.setattr(diagnose, "describe_machine", lambda: BARE)
+    monkeypatch.setattr(table, "probe", lambda target: Probe(False, reason="absent", install="the usual"))
+    found = diagnose.diagnose()
+    command = "pip install 'tensorrt-cu12>=10.3,<12'"
+    [missed] = [library for library in found.missing if library.name == "tensorrt"]
+    [flavour] = [f for f in found.tensorrt if f.package == "tensorrt"]
+    [target] = [t for t in found.targets if t.target == "tensorrt:sm_89"]
+    assert (missed.install, flavour.install, target.install) == (command,) * 3
+
+
+@pytest.mark.parametrize("columns", [60, 90, 200])
+def test_a_command_is_not_broken_into_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    plant_accelerators(monkeypatch, replace(L4, driver="12.8"))
+    monkeypatch.setattr(diagnose, "describe_machine", lambda: BARE)
+    found = diagnose.diagnose()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    render.diagnosis(found, False)
+    text = capsys.readouterr().out
+    assert found.missing
+    for library in found.missing:
+        assert library.name in text
+        assert library.install in text
 
 
 def test_gpus_and_board_are_in_the_document(
@@ -342,3 +465,40 @@ def test_where_no_precision_of_a_target_runs_the_reasons_are_told(monkeypatch: p
     speeds = diagnose._measure(Target("onnxruntime", "cpu"))
     assert speeds
     assert all(s.gmacs is None and s.reason == f"planted for {s.precision}" for s in speeds)
+
+
+class Planted:
+    """A session that runs so often and then fails as a GPU does."""
+
+    achieved = None
+
+    def __init__(self, runs: int) -> None:
+        self.slots, self.left, self.closed = [self], runs, False
+
+    def run(self, inputs: object) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise EnvironmentUnusable("planted: illegal address")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("runs", [0, 1, 5])
+def test_a_target_that_fails_while_it_is_measured_is_reported_and_closed(
+    monkeypatch: pytest.MonkeyPatch, runs: int
+) -> None:
+    opened: list[Planted] = []
+
+    def open_planted(target: Target, precision: Precision) -> Planted:
+        opened.append(Planted(1000 if precision is Precision.FP32 else runs))
+        return opened[-1]
+
+    monkeypatch.setattr(diagnose, "_open", open_planted)
+    speeds = {s.precision: s for s in diagnose._measure(Target("onnxruntime", "cpu"))}
+    assert speeds["int8"].gmacs is None
+    assert speeds["int8"].reason == "planted: illegal address"
+    # What ran beside it is not measured to its end, unless the first call showed it.
+    assert (speeds["fp32"].gmacs is not None) is (runs == 0)
+    assert opened
+    assert all(session.closed for session in opened)

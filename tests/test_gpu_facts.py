@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +19,22 @@ needs_gcc = pytest.mark.skipif(GCC is None, reason="gcc is not there: the stub d
 #: Signatures of cuda.h, CUDA 12; attributes 75 and 76 are the capability's two numbers, 18 is INTEGRATED.
 STUB = """
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 static const char *names[] = {GPU_NAMES};
 static const int major[] = {GPU_MAJORS}, minor[] = {GPU_MINORS}, integrated[] = {GPU_INTEGRATED};
 int cuDriverGetVersion(int *version) { *version = VERSION; return VERSION_CODE; }
-int cuInit(unsigned flags) { return flags ? 1 : INIT_CODE; }
-int cuDeviceGetCount(int *count) { *count = COUNT; return COUNT_CODE; }
+static int ready = 0;
+int cuInit(unsigned flags) {
+  INIT_BODY
+  if (!flags && !INIT_CODE) ready = 1;
+  return flags ? 1 : INIT_CODE;
+}
+int cuDeviceGetCount(int *count) { *count = COUNT; return ready ? COUNT_CODE : 3; }
+#ifdef OWN_NAME
+int cuGetErrorName(int code, const char **name) { *name = OWN_NAME; return 0; }
+#endif
 int cuDeviceGet(int *device, int ordinal) { *device = ordinal + 40; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, names[device - 40], size); return 0; }
 #ifndef WITHOUT_MEMORY
@@ -46,6 +58,7 @@ ORIN = {
     "COUNT": "1",
     "COUNT_CODE": "0",
     "INIT_CODE": "0",
+    "INIT_BODY": "",
     "MEMORY_CODE": "0",
     "VERSION": "12060",
     "VERSION_CODE": "0",
@@ -60,7 +73,7 @@ def driver(tmp_path: Path) -> Driver:
     def make(**words: str) -> str:
         source, library = tmp_path / "stub.c", tmp_path / "libcuda.so.1"
         source.write_text(STUB, encoding="utf-8")
-        defines = [f"-D{name}={value}" if value else f"-D{name}" for name, value in (ORIN | words).items()]
+        defines = [f"-D{name}={value}" for name, value in (ORIN | words).items()]
         command = [str(GCC), "-shared", "-fPIC", *defines, str(source), "-o", str(library)]
         subprocess.run(command, check=True, capture_output=True)
         return str(library)
@@ -109,7 +122,8 @@ def test_two_gpus_are_told_in_the_drivers_order(driver: Driver) -> None:
         ),
         (804, "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE: "),
         (999, "CUDA_ERROR_UNKNOWN: "),
-        (777, "CUDA error 777"),
+        (304, "CUDA_ERROR_OPERATING_SYSTEM: "),
+        (777, "an error of CUDA (777)"),
     ],
 )
 def test_an_error_of_the_start_is_told_by_its_name_with_the_drivers_version(
@@ -149,3 +163,82 @@ def test_whichever_call_fails_is_named_and_no_half_read_gpu_is_given(
     found = gpu.look(driver(**{word: "46"}))
     assert found.devices == []
     assert found.reason.startswith(f"{function}: CUDA_ERROR_DEVICE_UNAVAILABLE")
+
+
+@needs_gcc
+def test_an_error_that_is_not_listed_has_the_drivers_own_name(driver: Driver) -> None:
+    found = gpu.look(driver(INIT_CODE="321", OWN_NAME='"CUDA_ERROR_MADE_UP"'))
+    assert found.reason == "cuInit: CUDA_ERROR_MADE_UP (321)"
+
+
+def test_the_names_of_errors_are_those_of_cuda() -> None:
+    bindings = pytest.importorskip("cuda.bindings.driver", reason="it has CUDA's names", exc_type=ImportError)
+    assert {code: bindings.CUresult(code).name for code in gpu._RESULTS} == {
+        code: name for code, (name, _) in gpu._RESULTS.items()
+    }
+
+
+# Asked in a process of its own
+
+
+def is_initialised(path: str) -> bool:
+    """Whether ``cuInit`` was called in this process: then CUDA is lost to those that are forked from it."""
+    return int(ctypes.CDLL(path).cuDeviceGetCount(ctypes.byref(ctypes.c_int()))) != 3
+
+
+@needs_gcc
+def test_asking_leaves_this_process_as_it_was(driver: Driver) -> None:
+    path = driver()
+    found = gpu.ask(path)
+    assert found == gpu.Gpus([gpu.Gpu("Orin", "sm_87", 8 << 30, True)], "12.6")
+    assert not is_initialised(path)
+    assert gpu.look(path) == found
+    assert is_initialised(path), "the stub tells the difference"
+
+
+@needs_gcc
+def test_what_fails_there_is_told_here(driver: Driver) -> None:
+    found = gpu.ask(driver(INIT_CODE="803"))
+    assert found.driver == "12.6"
+    assert found.reason.startswith("cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH: ")
+
+
+def no_process(*unused: object, **words: object) -> None:
+    raise AssertionError("a process is started")
+
+
+def test_without_a_driver_no_process_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(subprocess, "run", no_process)
+    path = str(tmp_path / "libcuda.so.1")
+    assert gpu.ask(path).reason == f"no NVIDIA driver is installed: {path} is not there"
+
+
+@needs_gcc
+def test_a_process_that_uses_cuda_already_asks_itself(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver
+) -> None:
+    path = driver()
+    assert ctypes.CDLL(path).cuInit(0) == 0
+    monkeypatch.setattr(subprocess, "run", no_process)
+    assert [found.capability for found in gpu.ask(path).devices] == ["sm_87"]
+
+
+@needs_gcc
+@pytest.mark.parametrize("interpreter", ["", shutil.which("true"), "/no/such/python"])
+def test_a_program_that_is_no_interpreter_asks_itself(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, interpreter: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", interpreter)
+    assert [found.capability for found in gpu.ask(driver()).devices] == ["sm_87"]
+
+
+@needs_gcc
+def test_a_driver_that_crashes_does_not_take_this_process_with_it(driver: Driver) -> None:
+    found = gpu.ask(driver(INIT_BODY="abort();"))
+    assert found == gpu.Gpus(reason="the NVIDIA driver's library ended the process that asked it: SIGABRT")
+
+
+@needs_gcc
+def test_a_driver_that_hangs_is_given_up(driver: Driver) -> None:
+    found = gpu.ask(driver(INIT_BODY="pause();"), timeout=0.5)
+    assert found == gpu.Gpus(reason="the NVIDIA driver did not answer within 0.5 s")

@@ -49,6 +49,11 @@ LIBRARIES = {
 }
 #: Distributions that bring the same as the one that an extra names.
 _SAME = {"tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
+#: What is made for CUDA 13, and what helps beside a newer driver.
+_CUDA_13 = {
+    "tensorrt-cu13": ", or pip uninstall tensorrt tensorrt-cu13; pip install 'tensorrt-cu12>=10.3,<12'",
+    "tensorrt-rtx-cu13": "",
+}
 #: Of no use without a GPU.
 _FOR_GPUS = {"tensorrt", "cuda-core", "onnxruntime-gpu", "pycuda"}
 #: JetPack's TensorRT is a package of the system; an environment sees those if it is made so.
@@ -145,13 +150,42 @@ def _install_here(name: str, usual: str, gpus: Gpus, jetson: Jetson | None) -> s
         # It is there already, and this environment does not see it.
         seen = "" if jetson.tensorrt else "sudo apt install python3-libnvinfer; "
         return f"{seen}{SEES_SYSTEM}"
-    major = gpus.driver.partition(".")[0]
     # Without being asked, pip installs for CUDA 13, which a driver for CUDA 12 does not serve.
-    if name == "cuda-core" and (jetson is not None or major == "12"):
-        return f"pip install 'cuda-core[cu{major}]'"
-    if name == "tensorrt" and major == "12":
-        return "pip install tensorrt-cu12"
+    if name == "cuda-core" and (jetson is not None or _major(gpus.driver) == 12):
+        return f"pip install 'cuda-core>=1.0' {_bindings(gpus.driver)}"
+    if name == "tensorrt" and _major(gpus.driver) == 12:
+        return "pip install 'tensorrt-cu12>=10.3,<12'"
     return usual
+
+
+def _major(version: str) -> int:
+    """12 of 12.6; 0 of nothing."""
+    return int(version.partition(".")[0] or 0)
+
+
+def _bindings(driver: str) -> str:
+    """What to ask pip for, so that cuda-bindings suit a driver."""
+    major = _major(driver)
+    return f"'cuda-bindings>={'12.6' if major == 12 else major},<{major + 1}'"
+
+
+def made_for_newer(gpus: Gpus) -> list[str]:
+    """Of what is installed and made for a newer CUDA than the driver serves, a sentence each.
+
+    Args:
+        gpus: Those of this machine.
+    """
+    if not gpus.devices:
+        return []
+    bindings = library_version("cuda-bindings") or ""
+    found = [("cuda-bindings", _major(bindings), f", or pip install {_bindings(gpus.driver)}")]
+    # The others' names say it.
+    found += [(name, 13, way) for name, way in _CUDA_13.items() if library_version(name) is not None]
+    return [
+        f"{name} is made for CUDA {major}, and the driver serves CUDA up to {gpus.driver}: update the driver{way}."
+        for name, major, way in found
+        if major > _major(gpus.driver) >= 12
+    ]
 
 
 def missing(machine: Machine, gpus: Gpus, jetson: Jetson | None) -> list[Library]:

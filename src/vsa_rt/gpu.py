@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 #: The driver's own library (CUDA Driver API); a machine without one has no usable GPU.
@@ -19,18 +24,26 @@ _RESULTS = {
         "CUDA_ERROR_STUB_LIBRARY",
         "libcuda is a stub of the toolkit; put the driver's own first on the library path",
     ),
+    36: ("CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER", "the driver is too old for it"),
     46: ("CUDA_ERROR_DEVICE_UNAVAILABLE", "it is used by another process alone, or disabled"),
     100: (
         "CUDA_ERROR_NO_DEVICE",
         "the driver sees no GPU: in a container, pass it in (docker run --gpus all)",
     ),
     101: ("CUDA_ERROR_INVALID_DEVICE", "there is no such device"),
+    304: ("CUDA_ERROR_OPERATING_SYSTEM", "the system refuses: may this user open /dev/nvidia*?"),
     802: ("CUDA_ERROR_SYSTEM_NOT_READY", "the system is not ready: is the fabric manager running?"),
     803: ("CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "kernel module and libcuda are of different versions: reboot"),
     804: ("CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE", "forward compatibility is not for this GPU"),
+    805: (
+        "CUDA_ERROR_MPS_CONNECTION_FAILED",
+        "the MPS server that this process is told to use does not answer",
+    ),
     999: ("CUDA_ERROR_UNKNOWN", "an unknown error: a module that was not loaded, or a sleep of the machine"),
 }
 _NAME = 256
+#: Seconds that the driver may take: it wakes every GPU first.
+TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +82,18 @@ class _Refused(Exception):
     """A call of the driver's failed."""
 
 
-def _said(code: int) -> str:
-    name, meaning = _RESULTS.get(code, (f"CUDA error {code}", ""))
-    return f"{name}: {meaning}" if meaning else name
+def _said(library: Any, code: int) -> str:
+    name, meaning = _RESULTS.get(code, ("", ""))
+    return f"{name}: {meaning}" if name else f"{_drivers_word(library, code)} ({code})"
+
+
+def _drivers_word(library: Any, code: int) -> str:
+    """The driver's own word for an error that is not listed here."""
+    word = ctypes.c_char_p()
+    asked = getattr(library, "cuGetErrorName", None)
+    if asked is None or asked(code, ctypes.byref(word)) or word.value is None:
+        return "an error of CUDA"
+    return word.value.decode("utf-8", "replace")
 
 
 def _call(library: Any, name: str, *arguments: Any) -> None:
@@ -81,7 +103,7 @@ def _call(library: Any, name: str, *arguments: Any) -> None:
         raise _Refused(f"the NVIDIA driver is too old: its library lacks {name}") from error
     code = int(function(*arguments))
     if code:
-        raise _Refused(f"{name}: {_said(code)}")
+        raise _Refused(f"{name}: {_said(library, code)}")
 
 
 def _attribute(library: Any, device: ctypes.c_int, attribute: int) -> int:
@@ -104,22 +126,27 @@ def _gpu(library: Any, index: int) -> Gpu:
     )
 
 
-def look(libcuda: str = LIBCUDA) -> Gpus:
-    """Ask the driver. Never raises: what fails is the reason.
-
-    Args:
-        libcuda: The driver's library, by name or path.
-    """
+def _load(libcuda: str) -> Any:
+    """The driver's library. Nothing is initialised by loading it."""
     try:
-        library = ctypes.CDLL(libcuda)
+        return ctypes.CDLL(libcuda)
     except OSError as error:
         # The loader names what it could not open; that may be a library that the driver's own one needs.
         said = str(error)
         if said.startswith((f"{libcuda}:", "dlopen(")) and "no such file" in said.lower():
-            return Gpus(reason=f"no NVIDIA driver is installed: {libcuda} is not there")
-        return Gpus(reason=f"the NVIDIA driver's library does not load: {error}")
+            raise _Refused(f"no NVIDIA driver is installed: {libcuda} is not there") from error
+        raise _Refused(f"the NVIDIA driver's library does not load: {error}") from error
+
+
+def look(libcuda: str = LIBCUDA) -> Gpus:
+    """Ask the driver in this process. Never raises: what fails is the reason.
+
+    Args:
+        libcuda: The driver's library, by name or path.
+    """
     driver = ""
     try:
+        library = _load(libcuda)
         version = ctypes.c_int()
         _call(library, "cuDriverGetVersion", ctypes.byref(version))
         driver = f"{version.value // 1000}.{version.value % 1000 // 10}"
@@ -132,11 +159,68 @@ def look(libcuda: str = LIBCUDA) -> Gpus:
     return Gpus(devices, driver, "" if devices else _RESULTS[100][1])
 
 
+def ask(libcuda: str = LIBCUDA, timeout: float = TIMEOUT) -> Gpus:
+    """Ask the driver in a process of its own, so that this one may still be forked. Never raises.
+
+    ``cuInit`` makes no context, and yet a process that is forked from one that called it gets
+    ``CUDA_ERROR_NOT_INITIALIZED`` of whatever it asks of CUDA. So this process does not call it, unless it has done so
+    before, or has no interpreter that it could start, such as one that is embedded in another program.
+
+    Args:
+        libcuda: The driver's library, by name or path.
+        timeout: Seconds that the driver may take.
+    """
+    try:
+        library = _load(libcuda)
+    except _Refused as error:
+        return Gpus(reason=str(error))
+    # Before cuInit, every function answers CUDA_ERROR_NOT_INITIALIZED (CUDA Driver API, initialization).
+    count = getattr(library, "cuDeviceGetCount", None)
+    if count is None or count(ctypes.byref(ctypes.c_int())) == 0:
+        return look(libcuda)
+    if not sys.executable or getattr(sys, "frozen", False) or not Path(__file__).is_file():
+        return look(libcuda)
+    try:
+        # Without site-packages: whatever is installed, it needs nothing of it.
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", __file__, libcuda],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Gpus(reason=f"the NVIDIA driver did not answer within {timeout:g} s")
+    except OSError:
+        return look(libcuda)
+    if done.returncode < 0:
+        # In this process it would end so, too.
+        return Gpus(
+            reason=f"the NVIDIA driver's library ended the process that asked it: {_signal(-done.returncode)}"
+        )
+    return _answer(done.stdout) or look(libcuda)
+
+
+def _signal(number: int) -> str:
+    known = {int(each): each.name for each in signal.Signals}
+    return known.get(number, f"signal {number}")
+
+
+def _answer(printed: bytes) -> Gpus | None:
+    """What a process of ``ask`` printed; ``None`` if it was none of ours."""
+    try:
+        told = json.loads(printed)
+        return Gpus([Gpu(**device) for device in told["devices"]], told["driver"], told["reason"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 @cache
 def find_gpus() -> Gpus:
-    """The same once for a process.
+    """The GPUs of this machine, asked for once in a process, without keeping it from being forked."""
+    return ask()
 
-    ``cuInit`` makes no context. A process that forks after it may still not use CUDA in its child (CUDA C++
-    Programming Guide, fork); what vsa-rt starts for decoding is spawned.
-    """
-    return look()
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(look(*sys.argv[1:]))))

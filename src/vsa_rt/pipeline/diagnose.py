@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,9 +14,17 @@ from vsa_rt.bench import clock
 from vsa_rt.bench.intervals import ratio
 from vsa_rt.bench.probe import CHANNELS, MACS, PROBED, SIZE
 from vsa_rt.contracts import Precision, Target, TensorSpec
-from vsa_rt.doctor import SEES_SYSTEM, Library, Machine, describe_machine, missing, usable_cores
+from vsa_rt.doctor import (
+    SEES_SYSTEM,
+    Library,
+    Machine,
+    describe_machine,
+    made_for_newer,
+    missing,
+    usable_cores,
+)
 from vsa_rt.engines import table
-from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.engines.backend import OpenOptions, Probe, Session
 from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.runtime import jpeg, resample
@@ -132,22 +141,30 @@ def _measure(target: Target) -> list[Speed]:
     sessions: dict[Precision, Session] = {}
     reasons: dict[Precision, str] = {}
     known = [p for p in table.backend(target.backend).precisions(target.device) if p in PROBED]
-    for precision in known:
-        try:
-            sessions[precision] = _open(target, precision)
-        except EnvironmentUnusable as error:
-            reasons[precision] = str(error)
     rng = np.random.default_rng(0)
     inputs = {"image": rng.standard_normal((4, CHANNELS, SIZE, SIZE), np.float32)}
-    calls = {str(p): (lambda slot=s.slots[0]: slot.run(inputs)) for p, s in sessions.items()}
-    samples = clock.measure(calls, ROUNDS)
-    speeds = [
-        _speed(p, samples, sessions[p].achieved) if p in sessions else Speed(str(p), None, None, reasons[p])
-        for p in known
-    ]
-    for session in sessions.values():
-        session.close()
-    return speeds
+    with ExitStack() as opened:
+        for precision in known:
+            try:
+                session = _open(target, precision)
+                opened.callback(session.close)
+                session.slots[0].run(inputs)
+            except EnvironmentUnusable as error:
+                reasons[precision] = str(error)
+            else:
+                sessions[precision] = session
+        calls = {str(p): (lambda slot=s.slots[0]: slot.run(inputs)) for p, s in sessions.items()}
+        try:
+            samples = clock.measure(calls, ROUNDS)
+        except EnvironmentUnusable as error:
+            # A GPU that fails takes every session on it along, and is what somebody asks doctor about.
+            reasons |= dict.fromkeys(sessions, str(error))
+        return [
+            Speed(str(p), None, None, reasons[p])
+            if p in reasons
+            else _speed(p, samples, sessions[p].achieved)
+            for p in known
+        ]
 
 
 def _speed(precision: Precision, samples: dict[str, list[float]], achieved: float | None) -> Speed:
@@ -188,18 +205,24 @@ def pays(target: str, precision: Precision, times: float) -> str:
     return f"{precision} pays on {target}: {times:.1f} times fp32's speed on convolutions."
 
 
-def _flavour(package: str, gpus: gpu.Gpus) -> Flavour:
+def _probe(target: Target, commands: dict[str, str]) -> Probe:
+    """What a backend says of a target; of a library that is missing, with the command for this machine."""
+    found = table.probe(target)
+    command = commands.get(target.backend)
+    return found if found.version or command is None else replace(found, install=command)
+
+
+def _flavour(package: str, gpus: gpu.Gpus, commands: dict[str, str]) -> Flavour:
     """One TensorRT, for the first GPU that it knows."""
     backend = table.backend(package)
     known = [g.capability for g in gpus.devices if not backend.knows(g.capability)]
-    found = table.probe(Target(package, (known or [AHEAD])[0]))
-    reason = found.reason
-    if found.version and not known:
-        unknown = ", ".join(g.capability for g in gpus.devices)
-        reason = f"it has no engines for {unknown}" if unknown else "no GPU is here"
-    return Flavour(
-        package, found.version, found.usable, found.usable or found.compiles, reason, found.install
-    )
+    found = _probe(Target(package, (known or [AHEAD])[0]), commands)
+    reason, install = found.reason, found.install
+    if gpus.devices and not known:
+        reason, install = f"it has no engines for {', '.join(g.capability for g in gpus.devices)}", ""
+    elif found.version and not gpus.devices:
+        reason = "no GPU is here"
+    return Flavour(package, found.version, found.usable, found.usable or found.compiles, reason, install)
 
 
 def _target_advice(targets: list[TargetReport]) -> list[str]:
@@ -222,9 +245,10 @@ def _gpu_advice(gpus: gpu.Gpus, tensorrt: list[Flavour]) -> list[str]:
         advice.append(
             f"Engines for GPUs elsewhere can be compiled here: vsa-rt build RECIPE -o OUT --target {ahead[0]}:{AHEAD}."
         )
-    if gpus.devices and not any(f.usable for f in tensorrt):
+    known = any(not table.backend(f.package).knows(g.capability) for f in tensorrt for g in gpus.devices)
+    if known and not any(f.usable for f in tensorrt):
         advice.append("No TensorRT can use this machine's GPU yet; what it needs is listed as missing.")
-    return advice
+    return advice + made_for_newer(gpus)
 
 
 def _jetson_advice(board: jetson.Jetson, tensorrt: list[Flavour]) -> list[str]:
@@ -234,7 +258,9 @@ def _jetson_advice(board: jetson.Jetson, tensorrt: list[Flavour]) -> list[str]:
             f"JetPack's TensorRT {board.tensorrt} is a package of the system, which this environment does not see: make "
             f"one that does, {SEES_SYSTEM}, and install vsa-rt there."
         )
-    if board.jetpack is None:
+    # Its parts may be there without the package that stands for all of them, as in most containers.
+    absent = board.jetpack is None and board.tensorrt is None
+    if absent and "not installed" in board.reasons["jetpack"]:
         advice.append(f"JetPack: {board.reasons['jetpack']}: sudo apt install nvidia-jetpack.")
     most = next((name for name in board.power_modes if name.startswith("MAXN")), None)
     if board.power_mode is not None and most is not None and board.power_mode != most:
@@ -253,17 +279,19 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
     Args:
         root: Below which a Jetson's files are looked for.
     """
+    machine, gpus, board = describe_machine(), gpu.find_gpus(), jetson.find_jetson(root)
+    lacking = missing(machine, gpus, board)
+    commands = {library.name: library.install for library in lacking}
     targets = []
     for target in table.targets():
-        found = table.probe(target)
+        found = _probe(target, commands)
         speeds = _measure(target) if found.usable else []
         targets.append(
             TargetReport(
                 str(target), found.usable, found.version, found.machine, found.reason, found.install, speeds
             )
         )
-    machine, gpus, board = describe_machine(), gpu.find_gpus(), jetson.find_jetson(root)
-    tensorrt = [_flavour(package, gpus) for package in ("tensorrt", "tensorrt-rtx")]
+    tensorrt = [_flavour(package, gpus, commands) for package in ("tensorrt", "tensorrt-rtx")]
     resize = resample.implementation()
     advice = _target_advice(targets) + _gpu_advice(gpus, tensorrt)
     if board is not None:
@@ -278,7 +306,12 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
         jetson=board,
         tensorrt=tensorrt,
         targets=targets,
-        missing=missing(machine, gpus, board),
+        missing=[
+            library
+            for library in lacking
+            # Without metadata of a distribution, a TensorRT of the system is there all the same.
+            if not any(f.version for f in tensorrt if f.package == library.name)
+        ],
         resize=resize,
         jpeg=jpeg.jpeg_decoder(),
         advice=advice,

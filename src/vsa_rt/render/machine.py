@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from vsa_rt.render.tables import (
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from vsa_rt.gpu import Gpus
     from vsa_rt.jetson import Jetson
     from vsa_rt.pipeline.diagnose import Diagnosis, Flavour, TargetReport
+
+#: Wider than any table.
+_UNBOUND = 10_000
 
 
 def diagnosis(found: Diagnosis, as_json: bool) -> None:
@@ -38,11 +42,11 @@ def diagnosis(found: Diagnosis, as_json: bool) -> None:
         _accelerators(found),
         _clocks(found.jetson),
         _targets(found.targets),
-        _missing(found.missing),
     ):
         if part.row_count:
             console.print()
             console.print(part)
+    _missing(console, found.missing)
     console.print()
     for line in found.advice:
         # A command that is broken into two lines cannot be copied.
@@ -57,6 +61,7 @@ def _accelerators(found: Diagnosis) -> Table:
     rows = [
         *_gpu_rows(found.gpus),
         *_flavour_rows(found.tensorrt, bool(found.gpus.devices)),
+        *_library_rows(found.machine.libraries),
         *_jetson_rows(found.jetson),
     ]
     for name, text in rows:
@@ -80,12 +85,23 @@ def _flavour_rows(flavours: list[Flavour], gpu: bool) -> list[tuple[str, str]]:
     return [(f.package, _flavour_words(f)) for f in flavours if f.version or gpu]
 
 
+def _library_rows(libraries: list[Library]) -> list[tuple[str, str]]:
+    """What else uses GPUs and is installed."""
+    return [
+        (found.name, f"{found.version}: {found.purpose}")
+        for found in libraries
+        if found.name in ("cuda-core", "onnxruntime-gpu", "pycuda") and found.version is not None
+    ]
+
+
 def _flavour_words(flavour: Flavour) -> str:
     if flavour.usable:
         return f"{flavour.version}: compiles here, runs here"
     if flavour.compiles:
         return f"{flavour.version}: compiles ahead of time, runs nothing: {flavour.reason}"
-    return f"{flavour.version}: {flavour.reason}" if flavour.version else flavour.reason
+    # Its name stands before it already.
+    reason = flavour.reason.removeprefix(f"{flavour.package} is ")
+    return f"{flavour.version}: {reason}" if flavour.version else reason
 
 
 def _jetson_rows(jetson: Jetson | None) -> list[tuple[str, str]]:
@@ -134,8 +150,17 @@ def _targets(targets: list[TargetReport]) -> Table:
     return table
 
 
-def _missing(libraries: list[Library]) -> Table:
+def _missing(console: Console, libraries: list[Library]) -> None:
+    """What would be of use: a table where commands fit into it, else each one on a line of its own."""
+    if not libraries:
+        return
     table = new_table("missing", "for", "install")
     for library in libraries:
         table.add_row(library.name, library.purpose, escape(library.install))
-    return table
+    console.print()
+    if Measurement.get(console, console.options.update(width=_UNBOUND), table).maximum <= console.width:
+        console.print(table)
+        return
+    for library in libraries:
+        console.print(f"missing: [bold]{library.name}[/], {escape(library.purpose)}", soft_wrap=True)
+        console.print(f"  {escape(library.install)}", soft_wrap=True)
