@@ -72,7 +72,7 @@ def cold_start(
         load_ms=column("load_ms"),
         first_ms=column("first_ms"),
         second_ms=column("second_ms"),
-        capture_ms=None,  # no backend captures graphs
+        capture_ms=None,  # a CUDA session captures while it is opened and at first calls: it is in those
         peak_rss_mib=column("peak_rss_mib"),
     )
 

@@ -9,39 +9,10 @@ from vsa_rt.bench import clock
 from vsa_rt.bench.cost import Graph, Node
 from vsa_rt.bench.layer_kinds import COMPUTE, RANK, kind_of_word
 from vsa_rt.bench.records.limits import Layer, Profile
-from vsa_rt.bundle import Bundle
-from vsa_rt.contracts import Target
-from vsa_rt.engines import table
-from vsa_rt.engines.backend import OpenOptions, Profiler, RawLayer, Tensors
-from vsa_rt.engines.select import input_specs, output_specs
-from vsa_rt.errors import EnvironmentUnusable
-from vsa_rt.manifest import EngineRecord
+from vsa_rt.engines.backend import Profiler, RawLayer, Tensors
 
 #: So many nodes at most lie between a fused layer's last node, by which some backends name it, and its product.
 _FUSED = 8
-
-
-def open_profiler(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> Profiler:
-    """Open one engine of a bundle with its backend's counters on.
-
-    Args:
-        bundle: Its files' hashes are checked.
-        engine: One of its engines.
-        options: As for a session; one stream and one slot are enough.
-
-    Raises:
-        BundleError: A file is damaged.
-        EnvironmentUnusable: The backend is not usable here, refuses the engine or keeps no counters.
-        UsageError: No such backend.
-    """
-    target = Target.parse(engine.target)
-    found = table.probe(target)
-    if not found.usable:
-        raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
-    files = [bundle.read(name) for name in engine.files]
-    manifest = bundle.manifest
-    opened = table.backend(target.backend)
-    return opened.profiler(files, input_specs(manifest), output_specs(manifest), options)
 
 
 class _Map:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Precision, Target, TensorSpec
 from vsa_rt.engines import table
-from vsa_rt.engines.backend import OpenOptions, Session
+from vsa_rt.engines.backend import Backend, OpenOptions, Profiler, Session
 from vsa_rt.errors import BundleError, EnvironmentUnusable, UsageError
 from vsa_rt.manifest import EngineRecord, Manifest
 
@@ -46,6 +46,32 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         BundleError: A file is damaged.
         EnvironmentUnusable: The backend is not usable here or refuses the engine.
     """
+    backend, files, options = _ready(bundle, engine, options)
+    manifest = bundle.manifest
+    return backend.open(files, input_specs(manifest), output_specs(manifest), options)
+
+
+def open_profiler(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> Profiler:
+    """The same with the backend's counters of layers on.
+
+    Raises:
+        BundleError: A file is damaged.
+        EnvironmentUnusable: The backend is not usable here, refuses the engine or keeps no counters.
+    """
+    backend, files, options = _ready(bundle, engine, options)
+    manifest = bundle.manifest
+    return backend.profiler(files, input_specs(manifest), output_specs(manifest), options)
+
+
+def _ready(
+    bundle: Bundle, engine: EngineRecord, options: OpenOptions
+) -> tuple[Backend, list[bytes], OpenOptions]:
+    """The backend of an engine, its files' bytes, and the options with what the manifest says of it.
+
+    Raises:
+        BundleError: A file is damaged.
+        EnvironmentUnusable: The backend is not usable here.
+    """
     target = _here(engine)
     try:
         found = table.probe(target)
@@ -54,7 +80,6 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
     if not found.usable:
         raise EnvironmentUnusable(f"{found.reason}; {found.install}" if found.install else found.reason)
     files = [bundle.read(name) for name in engine.files]
-    manifest = bundle.manifest
     # Measured with so many threads, it says nothing of others; a GPU has no use for any.
     if not options.division and (engine.compiled is not None or options.threads == engine.threads):
         division = {int(batch): word for batch, word in engine.division.items()}
@@ -67,7 +92,7 @@ def open_session(bundle: Bundle, engine: EngineRecord, options: OpenOptions) -> 
         # A version-compatible engine brings code for the host along: its maker must be known.
         host_code=bool(bundle.signer),
     )
-    return table.backend(target.backend).open(files, input_specs(manifest), output_specs(manifest), options)
+    return table.backend(target.backend), files, options
 
 
 def _here(engine: EngineRecord) -> Target:
@@ -141,5 +166,6 @@ def open_best(
         there = ", ".join(f"{e.target} {e.precision}" for e in engines)
         raise UsageError(f"{bundle.root}: no engine for that request; it holds {there}")
     raise BundleError(
-        f"{bundle.root}: no engine can run here ({reasons}); rebuild it here: vsa-rt build {bundle.root}"
+        f"{bundle.root}: no engine can run here ({reasons}); rebuild it here: vsa-rt build {bundle.root} "
+        "-o NEW"
     )

@@ -319,7 +319,7 @@ class Runtime:
             self._slots.give(slot)
 
     def prepare(self, *counts: int) -> None:
-        """Compile for these batch sizes now. Otherwise each is compiled at its first call (about 0.3 s)."""
+        """Make ready for these batch sizes now: compile, or capture a graph. Otherwise it is done at the first call."""
         self.session.prepare(counts)
 
     def _check_names(self, tensors: Mapping[str, Any]) -> None:

@@ -455,3 +455,32 @@ def test_an_array_that_its_library_does_not_give_is_refused_in_its_words(device:
     broken = CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: x")
     with pytest.raises(EnvironmentUnusable, match="restart it"):
         device.foreign(Theirs(broken), device.stream())
+
+
+# Giving back
+
+
+def test_memory_is_freed_only_once_nothing_reads_it(core: Core, device: CudaDevice) -> None:
+    """Streams of other libraries are not ours: a free in our stream would not wait for them."""
+    memory = device.pinned(256)
+    core.calls.clear()
+    memory.close()
+    assert core.calls.index("device.sync") < core.calls.index("buffer.close")
+
+
+def test_memory_of_a_device_that_failed_is_given_back_all_the_same(core: Core, device: CudaDevice) -> None:
+    memory = device.pinned(256)
+    core.fails["device.sync"] = CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal address")
+    core.calls.clear()
+    memory.close()
+    assert "buffer.close" in core.calls
+
+
+@pytest.mark.parametrize("way", ["end", "abandon"])
+def test_a_capture_lets_its_builder_go(core: Core, device: CudaDevice, way: str) -> None:
+    """The collector would end whatever the stream captures by then."""
+    capture = device.capture(device.stream())
+    getattr(capture, way)()
+    assert core.calls.count("builder.close") == 1
+    capture.abandon()
+    assert core.calls.count("builder.close") == 1

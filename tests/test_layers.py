@@ -14,13 +14,14 @@ onnx = pytest.importorskip("onnx", reason="graphs are written with onnx")
 from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.bench.cost import HEAD, Graph, owners, read_graph
-from vsa_rt.bench.layers import by_backbone, by_kind, map_layers, open_profiler, profile
+from vsa_rt.bench.layers import by_backbone, by_kind, map_layers, profile
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import TensorSpec
 from vsa_rt.engines import table
 from vsa_rt.engines.backend import OpenOptions, Profiler, RawLayer, Tensors
 from vsa_rt.engines.compiling import CompileOptions, Source
 from vsa_rt.engines.onnxruntime import OnnxRuntimeSession, layers_from_profile
+from vsa_rt.engines.select import open_profiler
 from vsa_rt.errors import EnvironmentUnusable
 from vsa_rt.manifest import Manifest, TapRecord
 

@@ -46,7 +46,7 @@ def test_an_engine_is_opened_with_its_tensors_as_the_session_wants_them(
     assert ("deserialize", b"bytes") in bindings.calls
 
 
-def test_code_for_the_host_is_never_allowed(any_library: Library, bindings: Bindings) -> None:
+def test_code_for_the_host_is_not_allowed_unless_asked(any_library: Library, bindings: Bindings) -> None:
     load_engine(any_library, b"bytes")
     assert bindings.host_code == [False]
 
@@ -146,6 +146,7 @@ def test_a_context_is_set_up_once_and_then_only_enqueued(any_library: Library, b
     asked = [("context.is_stream_capturable", 77)] if any_library.package == "tensorrt-rtx" else []
     assert bindings.calls == [
         ("context.set_input_shape", "x", (4, 4, 4, 3)),
+        ("context.infer_shapes",),
         ("context.update_device_memory_size_for_shapes",),
         ("context.set_device_memory", 4096, 512),
         ("context.set_tensor_address", "x", 1024),
@@ -161,14 +162,12 @@ def test_rtx_may_say_that_a_context_cannot_be_captured(bindings: Bindings) -> No
     assert not load_engine(library(bindings, "tensorrt-rtx", "1.7.1"), b"x").context().capturable(STREAM)
 
 
-@pytest.mark.parametrize("batch", [0, 9])
+@pytest.mark.parametrize(("batch", "option"), [(0, "--min-batch"), (9, "--max-batch")])
 def test_a_batch_outside_of_the_profile_is_refused_before_the_library_sees_it(
-    bindings: Bindings, batch: int
+    bindings: Bindings, batch: int, option: str
 ) -> None:
     context = load_engine(library(bindings), b"bytes").context()
-    with pytest.raises(
-        EnvironmentUnusable, match=rf"batches of 1 to 8, not {batch}; build it with --max-batch"
-    ):
+    with pytest.raises(EnvironmentUnusable, match=rf"batches of 1 to 8, not {batch}; build it with {option}"):
         context.set_batch(batch)
     assert "context.set_input_shape" not in bindings.names()
 
@@ -238,3 +237,11 @@ def test_the_real_library_refuses_an_engine_here_with_the_drivers_absence() -> N
     engine = compile_ahead(model.SerializeToString(), ["sm_86"], max_batch=2)
     with pytest.raises(EnvironmentUnusable, match="the driver is older than the CUDA libraries"):
         load_engine(real, engine)
+
+
+def test_an_engine_that_gives_other_rows_than_images_is_refused(bindings: Bindings) -> None:
+    """The session has room for one row for each image: more would be written behind it."""
+    bindings.rows_each = 4
+    context = load_engine(library(bindings), b"bytes").context()
+    with pytest.raises(EnvironmentUnusable, match=r"'y' of the engine has shape \[8, 2\] for 2 images"):
+        context.set_batch(2)

@@ -736,7 +736,7 @@ def test_the_command_of_trtexec_has_every_input_in_its_shapes() -> None:
         InputRecord(name="objects", dtype="float32", shape=[50, 2048], rows=True),
     ]
     assert trtexec_command("graph.fp16.onnx", inputs, 8) == (
-        "trtexec --stronglyTyped --onnx=graph.fp16.onnx --saveEngine=graph.fp16.engine "
+        "trtexec --stronglyTyped --noTF32 --onnx=graph.fp16.onnx --saveEngine=graph.fp16.engine "
         "--minShapes=image_224x224:1x224x224x3,objects:1x50x2048 "
         "--optShapes=image_224x224:8x224x224x3,objects:8x50x2048 "
         "--maxShapes=image_224x224:8x224x224x3,objects:8x50x2048"

@@ -19,7 +19,7 @@ pytest.importorskip("openvino", reason="the sessions are OpenVINO's")
 from onnx import TensorProto, helper, numpy_helper
 
 from vsa_rt.bundle import Bundle
-from vsa_rt.contracts import DIVISIONS, Precision, TensorSpec
+from vsa_rt.contracts import CPU_DIVISIONS, Precision, TensorSpec
 from vsa_rt.engines import openvino_session
 from vsa_rt.engines.backend import OpenOptions, Tensors
 from vsa_rt.engines.compiling import CompileOptions, Source
@@ -217,7 +217,7 @@ def test_every_engine_of_a_bundle_can_be_divided(fixture: str, request: pytest.F
 
         whole = open_as("threads")
         # In the wired bundle s reads r; g has its objects for itself.
-        assert whole.divisions == DIVISIONS
+        assert whole.divisions == CPU_DIVISIONS
         for division in ("images", "branches"):
             session = open_as(division)
             assert session.achieved == whole.achieved
@@ -233,13 +233,13 @@ def test_every_engine_of_a_bundle_can_be_divided(fixture: str, request: pytest.F
 
 
 def test_a_session_says_which_divisions_apply(sessions: Sessions) -> None:
-    assert sessions("threads").divisions == DIVISIONS
+    assert sessions("threads").divisions == CPU_DIVISIONS
     assert sessions("images", threads=1).divisions == ("threads",)
     assert sessions("branches", streams=2).divisions == ("threads",)
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2, "streams": 2}])
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_calls_that_have_a_core_each_are_not_divided(
     sessions: Sessions, division: str, options: dict[str, int]
 ) -> None:
@@ -410,7 +410,7 @@ def test_a_tensor_that_two_taps_name_fills_both(tmp_path: Path) -> None:
     w.add("Concat", "a", "b", output="features", axis=1)
     outputs = {"a": 8, "again": 8, "b": 8, "features": 16}
     files = built(w.model(PIXELS, outputs), tmp_path)
-    for division in DIVISIONS:
+    for division in CPU_DIVISIONS:
         session = opened(files, {1: division}, outputs=outputs)
         found = session.slots[0].run(feed(3))
         assert np.abs(found["a"]).max() > 0
@@ -454,7 +454,7 @@ def test_a_large_engine_is_compiled_for_two_sizes_of_shares(
 # Slots
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_slots_do_not_touch_each_others_results(sessions: Sessions, division: str) -> None:
     session = sessions(division, slots=2)
     one, two = session.slots
@@ -464,7 +464,7 @@ def test_slots_do_not_touch_each_others_results(sessions: Sessions, division: st
     assert all(np.array_equal(first[n], kept[n]) for n in kept)
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_threads_with_a_slot_each_get_what_one_thread_gets(sessions: Sessions, division: str) -> None:
     session = sessions(division, slots=2)
     wanted = {(n, s): copied(session.slots[0].run(feed(n, s))) for n in (1, 3, 5) for s in range(4)}
@@ -478,7 +478,7 @@ def test_threads_with_a_slot_each_get_what_one_thread_gets(sessions: Sessions, d
         assert all(pool.map(work, range(2), timeout=120))
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_inputs_may_move_from_call_to_call(sessions: Sessions, division: str) -> None:
     session, whole = sessions(division), sessions("threads")
     slot = session.slots[0]
@@ -491,7 +491,7 @@ def test_inputs_may_move_from_call_to_call(sessions: Sessions, division: str) ->
         assert agree(slot.run({n: b[:3] for n, b in slot.buffers.items()}), wanted)
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_what_was_prepared_is_not_compiled_again(sessions: Sessions, division: str) -> None:
     session = sessions(division)
     session.prepare(range(1, MAX + 1))
@@ -503,7 +503,7 @@ def test_what_was_prepared_is_not_compiled_again(sessions: Sessions, division: s
     assert session._compiled == compiled
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_closing_frees_every_model_and_refuses_calls(engine: list[bytes], division: str) -> None:
     session = opened(engine, {1: division}, slots=2)
     for slot in session.slots:
@@ -518,7 +518,7 @@ def test_closing_frees_every_model_and_refuses_calls(engine: list[bytes], divisi
             session.slots[0].run(feed(count))
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_counters_are_those_of_undivided_calls(engine: list[bytes], division: str) -> None:
     session = opened(engine, {})
     profiler = OpenVino().profiler(
@@ -589,7 +589,7 @@ def brittle() -> bytes:
     return w.model(PIXELS | {"fold": (TensorProto.INT64, [1])}, {"a": 8, "b": 8, "features": 16})
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_a_part_that_fails_fails_the_call_and_not_the_next_one(tmp_path: Path, division: str) -> None:
     inputs = [TensorSpec(n, "uint8", (None, *shape)) for n, shape in INPUTS.items()]
     inputs.append(TensorSpec("fold", "int64", (None, 1)))
@@ -648,7 +648,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_what_the_graph_asks_for_is_achieved(
     tmp_path: Path, first: Precision, second: Precision, division: str
@@ -663,7 +663,7 @@ def test_what_the_graph_asks_for_is_achieved(
     session.close()
 
 
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize("division", CPU_DIVISIONS)
 def test_what_the_library_computes_in_another_precision_is_not_achieved(
     tmp_path: Path, division: str
 ) -> None:

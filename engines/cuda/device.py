@@ -5,6 +5,7 @@ Unproven on a GPU: the machines that run the tests have none. It is kept small f
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -124,6 +125,11 @@ class CudaDevice:
         except Exception as error:
             raise unusable(error, f"no {_mib(nbytes)} of page-locked memory") from error
         return CudaPinned(self, buffer, nbytes)
+
+    def settle(self) -> None:
+        """Wait for all that any stream does on the device. A device that failed has nothing left to wait for."""
+        with contextlib.suppress(Exception):
+            self._current().sync()
 
     def memory_left(self) -> tuple[int, int]:
         """Bytes of GPU memory that are free and that there are, with those of other processes.

@@ -101,6 +101,5 @@ class Health:
             raise UsageError("cuda: the session is closed; open the engine again")
         if self.failure:
             raise EnvironmentUnusable(
-                f"cuda: the device failed before, and the session with it: {self.failure}; close it and open the "
-                "engine again"
+                f"cuda: the device failed before, and the session with it: {self.failure}"
             )

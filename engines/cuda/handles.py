@@ -121,6 +121,8 @@ class CudaMemory(Held):
         return self._nbytes
 
     def _give_back(self, native: Any) -> None:
+        # Streams of others may still read it, and a free in ours would not wait for them.
+        self.device.settle()
         own = self.device.own_stream
         native.close(own)
         # A pool gives memory back to the driver at the next wait, not before.
@@ -160,7 +162,7 @@ class CudaCapture:
     def __init__(self, stream: CudaStream) -> None:
         self._stream = stream
         # Other threads may allocate and free while this one captures; this one may not.
-        self._builder = stream.native.create_graph_builder().begin_building("thread_local")
+        self._builder: Any = stream.native.create_graph_builder().begin_building("thread_local")
 
     def end(self) -> CudaGraph:
         """See ``seam.Capture.end``. The graph's resources go to the device at once, not at its first launch."""
@@ -170,7 +172,8 @@ class CudaCapture:
         except BaseException:
             self.abandon()
             raise
-        self._builder.close()
+        self._builder, builder = None, self._builder
+        builder.close()
         made = CudaGraph(self._stream.device, graph)
         try:
             with translated("the CUDA graph cannot be moved to the GPU"):
@@ -182,6 +185,9 @@ class CudaCapture:
 
     def abandon(self) -> None:
         """See ``seam.Capture.abandon``."""
+        # Not left to the collector: it would end whatever the stream captures by then.
+        self._builder, builder = None, self._builder
         # Ending a capture that went wrong reports once more what went wrong.
         with contextlib.suppress(Exception):
-            self._builder.close()
+            if builder is not None:
+                builder.close()

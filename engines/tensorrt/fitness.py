@@ -73,7 +73,9 @@ def refusal(compiled: CompiledRecord, facts: DeviceFacts, package: str, version:
     Returns:
         One sentence: what the engine is for, what is here, and how to rebuild it; empty if it fits.
     """
-    rebuild = f"build it again here: --target {compiled.library}:{facts.capability}"
+    rebuild = (
+        f"build it again here: vsa-rt build BUNDLE --target {compiled.library}:{facts.capability} -o NEW"
+    )
     if compiled.library != package:
         return (
             f"the engine is {compiled.library}'s, which {package} cannot open; build one: "

@@ -54,10 +54,31 @@ class LoadedContext:
             if not least[0] <= batch <= most[0]:
                 raise EnvironmentUnusable(
                     f"{self._library}: the engine is for batches of {least[0]} to {most[0]}, not {batch}; build it "
-                    f"with --max-batch {max(batch, most[0])}"
+                    f"with {'--min-batch' if batch < least[0] else '--max-batch'} {batch}"
                 )
             if not self._native.set_input_shape(port.name, (batch, *port.shape[1:])):
                 raise self._refusal(f"take {batch} rows of {port.name!r}")
+        self._check_rows(batch)
+
+    def _check_rows(self, batch: int) -> None:
+        """Refuse an engine that gives other rows than one for each image: there would be no room for them."""
+        try:
+            unknown = [str(name) for name in self._native.infer_shapes()]
+        except RuntimeError as error:
+            raise EnvironmentUnusable(
+                f"{self._library} cannot tell the shapes of {batch} images: {error}; rebuild the bundle"
+            ) from error
+        if unknown:
+            raise EnvironmentUnusable(
+                f"{self._library}: {unknown[0]!r} has no shape for {batch} images; rebuild the bundle"
+            )
+        for port in self._ports:
+            shape = tuple(self._native.get_tensor_shape(port.name))
+            if shape != (batch, *port.shape[1:]):
+                raise EnvironmentUnusable(
+                    f"{self._library}: tensor {port.name!r} of the engine has shape {list(shape)} for {batch} images, "
+                    f"expected {[batch, *port.shape[1:]]}; rebuild the bundle"
+                )
 
     @property
     def scratch(self) -> int:

@@ -35,6 +35,8 @@ class Precision(str, Enum):
 #: ``streams``: an engine for each backbone, each on a stream of its own, then one for what joins them.
 Division = Literal["threads", "images", "branches", "merged", "streams"]
 DIVISIONS: tuple[Division, ...] = get_args(Division)
+#: Those of a CPU's cores.
+CPU_DIVISIONS: tuple[Division, ...] = ("threads", "images", "branches")
 
 
 class Task(str, Enum):

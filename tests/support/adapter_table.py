@@ -88,6 +88,7 @@ CUDA_TABLE = Table(
         "CudaEvent.native": "Event",
         "CudaStream.native": "Stream",
         "CudaStream.__init__.native": "Stream",
+        "CudaCapture.__init__._builder": "GraphBuilder",
         "CudaMemory.native": "Buffer",
         "CudaMemory.__init__.native": "Buffer",
         "CudaMemory._give_back.native": "Buffer",

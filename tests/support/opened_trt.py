@@ -76,6 +76,14 @@ class NativeContext:
         self.shape = shape
         return self._did("set_input_shape", name, shape)
 
+    def infer_shapes(self) -> list[str]:
+        self._did("infer_shapes")
+        return [] if self.shape else ["x"]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        rows = self.shape[0] * (1 if name == "x" else self._bindings.rows_each)
+        return (rows, *((4, 4, 3) if name == "x" else (2,)))
+
     def update_device_memory_size_for_shapes(self) -> int:
         self._did("update_device_memory_size_for_shapes")
         return 100 * self.shape[0] if self.shape else 0
@@ -182,6 +190,8 @@ class Bindings:
         self.logger = SimpleNamespace(errors=deque())
         self.types = {"x": DataType.UINT8, "y": DataType.FLOAT}
         self.location = Location.DEVICE
+        #: Rows that the engine gives for each image.
+        self.rows_each = 1
         self.host_code: list[bool] = []
         self.alive: list[weakref.ref[Any]] = []
 

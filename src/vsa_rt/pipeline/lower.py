@@ -160,7 +160,7 @@ def trtexec_command(graph: str, inputs: Sequence[InputRecord], max_batch: int) -
         "maxShapes": shapes(max_batch),
     }
     return shlex.join(
-        ["trtexec", "--stronglyTyped", *(f"--{name}={value}" for name, value in options.items())]
+        ["trtexec", "--stronglyTyped", "--noTF32", *(f"--{name}={value}" for name, value in options.items())]
     )
 
 

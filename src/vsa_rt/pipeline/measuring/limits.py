@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from vsa_rt.bench.cost import Graph, owners, read_graph
 from vsa_rt.bench.gpu_devices import on_gpu
-from vsa_rt.bench.layers import open_profiler, profile
+from vsa_rt.bench.layers import profile
 from vsa_rt.bench.limits import datasheet_limits, limits, paper_floors
 from vsa_rt.bench.records.limits import Ceiling, Limits, Profile
 from vsa_rt.bundle import Bundle
 from vsa_rt.contracts import Target
 from vsa_rt.engines.backend import OpenOptions
+from vsa_rt.engines.select import open_profiler
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 from vsa_rt.pipeline.measuring.plans import OpenedPlan
 

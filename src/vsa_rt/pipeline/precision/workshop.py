@@ -146,7 +146,13 @@ class Workshop:
                 gate=gate,
                 proof="graph",
                 compiled=compiled,
+                division=self._asked(compiled),
             )
+
+    def _asked(self, compiled: CompiledRecord | None) -> dict[int, str]:
+        """How calls are divided because that was asked for; empty where it is to be measured."""
+        streams = self.tuning.fusion == "streams" and compiled is not None and compiled.stages
+        return dict.fromkeys(self.batches, "streams") if streams else {}
 
     @contextmanager
     def _stored(self, target: Target, plan: Plan, graph: bytes) -> Iterator[tuple[str, str]]:
@@ -312,7 +318,9 @@ class Workshop:
             EnvironmentUnusable: It cannot be opened beside itself.
         """
         with closing(self._reopen(built, self.batches[0], {})) as whole:
-            chosen = {batch: self._division(built, batch, whole) for batch in self.batches}
+            chosen = self._asked(built.compiled) or {
+                batch: self._division(built, batch, whole) for batch in self.batches
+            }
             usual = str(whole.divisions[0])
         if set(chosen.values()) <= {usual}:
             return built
