@@ -65,6 +65,19 @@ def test_the_form_is_the_one_asked_for_the_batch(device: EmulatedDevice) -> None
             assert ran == ({"a", "b", "head"} if streams else {"merged"})
 
 
+@pytest.mark.parametrize(("division", "left"), [(MERGED, 1), (STREAMS, 3), ({1: "merged", 4: "streams"}, 4)])
+def test_engines_that_no_batch_size_uses_do_not_stay_on_the_device(
+    device: EmulatedDevice, division: dict[int, str], left: int
+) -> None:
+    """The weights would lie there twice. What the bundle has is said all the same."""
+    ensemble = Ensemble(device)
+    with opened(ensemble, division=division) as session:
+        assert session.open_resources()["engine"] == left
+        assert session.divisions == ("merged", "streams")
+        for count in (1, 5):
+            check_results(ensemble, session.slots[0], count)
+
+
 def test_without_a_word_the_engine_runs_as_its_first_form(device: EmulatedDevice) -> None:
     for forms, ran in ((("merged", "streams"), "merged"), (("streams",), "head")):
         ensemble = Ensemble(device, forms)

@@ -100,6 +100,8 @@ class Health:
         if self.closed:
             raise UsageError("cuda: the session is closed; open the engine again")
         if self.failure:
+            # A fault that ended the context says itself that the process has to go.
+            again = "" if "restart" in self.failure else "; close it and open the engine again"
             raise EnvironmentUnusable(
-                f"cuda: the device failed before, and the session with it: {self.failure}"
+                f"cuda: the device failed before, and the session with it: {self.failure}{again}"
             )

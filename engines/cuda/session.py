@@ -59,6 +59,7 @@ class CudaSession:
         try:
             device.enter()
             self._plan = plan_of(forms, inputs, outputs, options)
+            self._drop([form for form in forms if form.name not in self._plan.largest])
             spares: dict[int, list[Context]] = {}
             self._shared = Shared(
                 device, self._plan, self._ask(spares), self._health, Gate(device), self._census, spares
@@ -71,6 +72,15 @@ class CudaSession:
             self._census.close()
             raise
         self.calls = len(self.slots)
+
+    def _drop(self, unused: Sequence[Form]) -> None:
+        """Close the engines of forms that no batch size uses: their weights would lie on the device for nothing."""
+        used = {id(step.stage.engine) for schedule, _ in self._plan.used for step in schedule.steps}
+        dropped = {id(stage.engine): stage.engine for form in unused for stage in form.stages}
+        for key, engine in dropped.items():
+            if key not in used:
+                engine.close()
+                self._census.hand_over(engine)
 
     def _ask(self, spares: dict[int, list[Context]]) -> list[int]:
         """Open contexts for the largest batches, and ask them for what scratch memory each stream needs.
