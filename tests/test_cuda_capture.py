@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -401,3 +402,30 @@ def test_captures_of_several_threads_come_one_after_the_other(
     monkeypatch.setattr("vsa_rt.engines.cuda.gate.Gate.__exit__", lambda *_: None)
     rush(unlocked)
     assert unlocked.most_captures > 1
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_the_collector_frees_nothing_of_others_in_a_capture(
+    device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, collects: bool
+) -> None:
+    """Another library's arrays on the GPU, freed in the capturing thread, would spoil it. After it all is as it was."""
+    seen: list[bool] = []
+    honest = lane.Lane.enqueue
+
+    def looking(self: lane.Lane, transfers: bool) -> None:
+        if device.things("capture"):
+            seen.append(gc.isenabled())
+        honest(self, transfers)
+
+    monkeypatch.setattr(lane.Lane, "enqueue", looking)
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        ensemble = Ensemble(device)
+        with opened(ensemble) as session:
+            check_results(ensemble, session.slots[0], 2)
+            assert gc.isenabled() is collects
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert seen
+    assert not any(seen)

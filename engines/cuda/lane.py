@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -168,13 +169,20 @@ class Lane:
         return ""
 
     def _written(self, transfers: bool) -> Graph:
-        capture = self._place.device.capture(self._place.streams[0])
+        # In this thread the collector could free another library's arrays on the GPU, which no capture survives.
+        collects = gc.isenabled()
+        gc.disable()
         try:
-            self.enqueue(transfers)
-            return capture.end()
-        except BaseException:
-            capture.abandon()
-            raise
+            capture = self._place.device.capture(self._place.streams[0])
+            try:
+                self.enqueue(transfers)
+                return capture.end()
+            except BaseException:
+                capture.abandon()
+                raise
+        finally:
+            if collects:
+                gc.enable()
 
     def launch(self, transfers: bool) -> None:
         """Put the work into the slot's main stream: as one graph, where there is one."""
