@@ -429,3 +429,29 @@ def test_the_collector_frees_nothing_of_others_in_a_capture(
         (gc.enable if before else gc.disable)()
     assert seen
     assert not any(seen)
+
+
+def spoil(device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let the first captures be broken, as another library may."""
+    begin = EmulatedDevice.capture
+    left = itertools.count()
+
+    def broken(self: EmulatedDevice, stream: Any) -> Any:
+        made = begin(self, stream)
+        made.broken = next(left) < times
+        return made
+
+    monkeypatch.setattr(EmulatedDevice, "capture", broken)
+
+
+@pytest.mark.parametrize(("times", "begun"), [(0, 1), (1, 2), (2, 2)])
+def test_a_capture_that_was_spoilt_is_tried_once_more(
+    device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch, times: int, begun: int
+) -> None:
+    spoil(device, monkeypatch, times)
+    ensemble = Ensemble(device)
+    with opened(ensemble, slots=1) as session:
+        check_results(ensemble, session.slots[0], 2)
+        assert device.names().count("device.capture") == begun
+        assert device.open().get("graph", 0) == (times < 2)
+        assert ["the capture is invalid" in note for note in session.notes] == [True] * (times == 2)

@@ -89,9 +89,10 @@ def test_everything_is_closed_after_a_failure_at_each_call(kind: str, division: 
         if session is not None:
             assert not any(session.open_resources().values()), where
         told = isinstance(raised, Stop) if kind == "interruption" else isinstance(raised, EnvironmentUnusable)
-        # Work goes on where a capture failed, and closing wherever it can; else the failure is the caller's.
+        # Work goes on where a capture failed, twice too, and closing wherever it can; else the failure is the caller's.
         noted = session is not None and any("asked for" in note for note in session.notes)
-        assert told or noted or name.endswith(".close") or number >= closing, where
+        again = device.names().count("context.capturable") > calm.names().count("context.capturable")
+        assert told or noted or again or name.endswith(".close") or number >= closing, where
 
 
 @pytest.mark.parametrize("forgotten", ["stream", "event", "pinned", "memory", "context", "graph", "engine"])

@@ -16,12 +16,14 @@ from emulated_cuda import EmulatedDevice
 from emulated_engine import EmulatedEngine
 from emulated_ensemble import INPUTS, OUTPUTS, Ensemble, Tensors, items
 from emulated_memory import TheirArray
-from emulated_work import Misuse
+from emulated_work import Action, Misuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from vsa_rt.contracts import TensorSpec
 from vsa_rt.engines.backend import DeviceSlot, OpenOptions
+from vsa_rt.engines.cuda.arrays import DeviceArray
 from vsa_rt.engines.cuda.gate import Gate
 from vsa_rt.engines.cuda.seam import Form, Port, Stage
 from vsa_rt.engines.cuda.session import CudaSession
@@ -290,6 +292,53 @@ def test_memory_that_ends_while_outputs_are_kept_breaks_nothing() -> None:
         check(ensemble, held[0], items(5))
 
 
+def read_late(device: EmulatedDevice, array: DeviceArray) -> Callable[[], NDArray[Any]]:
+    """Queue a kernel of another library that reads an array; what it saw, once it ran."""
+    nbytes, address, seen = array.nbytes, array.address, np.zeros(array.shape, array.dtype)
+
+    def run() -> None:  # over the address alone: a queued kernel keeps no array alive
+        seen[...] = device.at(address, nbytes).view(seen.dtype).reshape(seen.shape)
+
+    device.their_stream().put(Action("their reader", run, reads=[(address, address + nbytes)]))
+    return lambda: seen
+
+
+@pytest.mark.parametrize("way", ["closed", "let go"])
+def test_a_kept_array_goes_only_once_whatever_reads_it_is_done(device: EmulatedDevice, way: str) -> None:
+    """On whose streams, nobody says: ``y = f(torch.as_tensor(x)); del x`` leaves the kernel queued."""
+    ensemble = Ensemble(device)
+    with opened(ensemble, device_is_shared=True) as session:
+        kept = dict(session.slots[0].run_device(theirs(device, items(2)), True))
+        look = read_late(device, kept["scores"])
+        if way == "closed":
+            kept["scores"].close()
+        del kept["scores"]
+        assert device.names()[-2:] == ["device.sync", "memory.close"]
+        assert np.array_equal(look(), ensemble.reference(items(2))["scores"])
+        del kept
+    assert device.open() == {}
+
+
+def test_a_kept_array_that_goes_under_its_reader_is_caught(
+    device: EmulatedDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmulatedDevice, "sync", lambda _: None)
+    session = open_session(Ensemble(device))
+    kept = session.slots[0].run_device(theirs(device, items(2)), True)
+    read_late(device, kept["scores"])
+    kept["scores"].close()
+    assert any("their reader is under way" in fault for fault in device.faults)
+
+
+def test_what_a_session_frees_does_not_wait_for_the_whole_device(device: EmulatedDevice) -> None:
+    """Nobody else reads it, and another session may capture meanwhile, which such a wait would break."""
+    with opened(Ensemble(device)) as session:
+        session.slots[0].run_device(theirs(device, items(2)), True)["scores"].to_host()
+        gc.collect()
+        before = len(device.log)
+    assert "device.sync" not in device.names(before)
+
+
 def collecting(monkeypatch: pytest.MonkeyPatch, kept: list[Any]) -> None:
     """Let the collector find kept arrays in the middle of a capture."""
     begin = EmulatedDevice.capture
@@ -328,9 +377,10 @@ def test_an_array_that_is_freed_during_a_capture_is_caught(
     session = open_session(Ensemble(device))
     kept = [session.slots[0].run_device(theirs(device, items(2)), True)]
     collecting(monkeypatch, kept)
+    before = device.names().count("device.capture")
     session.prepare([1])
     session.close()
-    assert "the capture is invalid" in session.notes[0]
+    assert device.names().count("device.capture") == before + len(session.slots) + 1, "none was lost"
     assert any("its thread captures" in fault for fault in device.faults)
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import gc
 import os
 import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vsa_rt.engines.cuda.arrays import DeviceArray
 from vsa_rt.engines.cuda.device import CudaDevice, open_device
 from vsa_rt.engines.cuda.faults import FAULTS, explain, find_fault, translated, unusable
+from vsa_rt.engines.cuda.gate import Gate, Health
 from vsa_rt.engines.cuda.seam import DeviceFacts
 from vsa_rt.errors import EnvironmentUnusable, UsageError
 
@@ -188,6 +194,16 @@ def test_memory_that_is_gone_and_a_broken_process_get_different_advice() -> None
     assert "restart" not in explain("CUDA_ERROR_OUT_OF_MEMORY: x")
     assert "restart it" in explain("CUDA_ERROR_ILLEGAL_ADDRESS: x")
     assert explain("something\n new.") == "something new"
+
+
+def test_a_session_on_a_broken_process_is_told_to_restart_it_and_not_to_open_again() -> None:
+    for fault in FAULTS:
+        health = Health()
+        health.fail(EnvironmentUnusable(f"the GPU failed: {fault}"))
+        with pytest.raises(EnvironmentUnusable, match="failed before") as told:
+            health.require()
+        assert ("open the engine again" in str(told.value)) == ("restart" not in str(fault))
+        assert "restart it" in str(told.value) or not fault.sticky
 
 
 def test_only_the_drivers_errors_become_sentences() -> None:
@@ -460,20 +476,76 @@ def test_an_array_that_its_library_does_not_give_is_refused_in_its_words(device:
 # Giving back
 
 
-def test_memory_is_freed_only_once_nothing_reads_it(core: Core, device: CudaDevice) -> None:
+def kept(device: CudaDevice) -> DeviceArray:
+    """An array of six numbers. Pinned memory plays the device's: the double has no other at an address."""
+    return DeviceArray(device, Gate(device), device.pinned(24), "float32", (2, 3))
+
+
+def test_a_kept_array_is_freed_only_once_nothing_reads_it(core: Core, device: CudaDevice) -> None:
     """Streams of other libraries are not ours: a free in our stream would not wait for them."""
-    memory = device.pinned(256)
+    array = kept(device)
     core.calls.clear()
-    memory.close()
+    array.close()
     assert core.calls.index("device.sync") < core.calls.index("buffer.close")
 
 
-def test_memory_of_a_device_that_failed_is_given_back_all_the_same(core: Core, device: CudaDevice) -> None:
-    memory = device.pinned(256)
+def test_a_kept_array_on_a_device_that_failed_is_given_back_all_the_same(
+    core: Core, device: CudaDevice
+) -> None:
+    array = kept(device)
     core.fails["device.sync"] = CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal address")
+    core.calls.clear()
+    array.close()
+    assert "buffer.close" in core.calls
+
+
+def test_waiting_for_a_device_that_fails_says_why(core: Core, device: CudaDevice) -> None:
+    core.fails["device.sync"] = CUDAError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal address")
+    with pytest.raises(EnvironmentUnusable, match=r"^the GPU failed: .*restart it"):
+        device.sync()
+
+
+def test_a_sessions_own_memory_does_not_wait_for_the_whole_device(core: Core, device: CudaDevice) -> None:
+    """Nobody else reads it, and another session may capture meanwhile, which such a wait would break."""
+    memory = device.pinned(256)
     core.calls.clear()
     memory.close()
     assert "buffer.close" in core.calls
+    assert "device.sync" not in core.calls
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: what goes, goes with its last reference."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@pytest.mark.parametrize("error", [CUDAError, TypeError, UsageError])
+def test_a_failure_leaves_nothing_to_the_collector(error: type[Exception]) -> None:
+    """What the frames on its way held, such as a capture, goes with it."""
+
+    class Thing:
+        pass
+
+    def act() -> weakref.ref[Thing]:
+        held = Thing()
+        found.append(weakref.ref(held))
+        with translated("copying"):
+            raise error("CUDA_ERROR_LAUNCH_FAILED: x")
+        return found[0]
+
+    found: list[weakref.ref[Thing]] = []
+    with uncollected():
+        with pytest.raises(Exception, match="CUDA_ERROR_LAUNCH_FAILED") as caught:
+            act()
+        del caught
+        assert found[0]() is None
 
 
 @pytest.mark.parametrize("way", ["end", "abandon"])

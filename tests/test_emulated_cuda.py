@@ -391,6 +391,33 @@ def test_what_cannot_be_captured_breaks_the_capture(device: EmulatedDevice, what
         capture.end()
 
 
+def test_whoever_waits_for_the_device_waits_for_every_stream(bench: Bench) -> None:
+    bench.work()
+    assert bench.device.work.pending()
+    bench.device.sync()
+    assert bench.device.work.pending() == []
+
+
+def test_nobody_waits_for_the_device_during_a_capture_not_even_another_thread(bench: Bench) -> None:
+    capture = bench.device.capture(bench.stream)
+    refused: list[Misuse] = []
+
+    def wait() -> None:
+        bench.device.enter()
+        try:
+            bench.device.sync()
+        except Misuse as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join()
+    assert "during a capture" in str(refused)
+    assert bench.device.faults.pop() == str(refused[0])
+    with pytest.raises(EnvironmentUnusable, match="invalid"):
+        capture.end()
+
+
 def test_another_thread_may_allocate_during_a_capture(bench: Bench) -> None:
     capture = bench.device.capture(bench.stream)
 

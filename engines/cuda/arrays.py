@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from typing import Any
@@ -12,14 +13,36 @@ from numpy.typing import NDArray
 from vsa_rt.engines.cuda.census import Census
 from vsa_rt.engines.cuda.gate import Gate
 from vsa_rt.engines.cuda.seam import Device, Memory
-from vsa_rt.errors import UsageError
+from vsa_rt.errors import EnvironmentUnusable, UsageError
+
+
+class _Read:
+    """Memory that streams of other libraries may still read when the last reference to it goes.
+
+    Args:
+        device: Where it lies.
+        memory: It.
+    """
+
+    def __init__(self, device: Device, memory: Memory) -> None:
+        self._device, self._memory = device, memory
+
+    def close(self) -> None:
+        """Free it once nothing on the device is under way: whose streams read it, nobody says."""
+        try:
+            # A device that failed has nothing under way.
+            with contextlib.suppress(EnvironmentUnusable):
+                self._device.sync()
+        finally:
+            self._memory.close()
 
 
 class DeviceArray:
     """An array on the device whose memory is its own: it outlives the session, and is freed with it.
 
     It is complete when it is handed out, so that no stream needs to wait for it. What reads it holds a reference to it,
-    as CuPy and PyTorch do.
+    as CuPy and PyTorch do, until its work is queued: freeing it waits until the whole device is idle. While another
+    library captures a CUDA graph, that cannot be waited for, and would break the capture: keep it until then.
 
     Args:
         device: Where it lies.
@@ -40,7 +63,7 @@ class DeviceArray:
         self.dtype, self.shape = np.dtype(dtype), shape
         self.nbytes = math.prod(shape) * self.dtype.itemsize
         self._device, self._memory = device, memory
-        self._finish = weakref.finalize(self, gate.give, memory)
+        self._finish = weakref.finalize(self, gate.give, _Read(device, memory))
         # With the process the driver frees it by itself, and may be gone before the interpreter.
         self._finish.atexit = False
 
@@ -97,5 +120,5 @@ class DeviceArray:
             census.close()
 
     def close(self) -> None:
-        """Free it now; a second time does nothing."""
+        """Free it now, or once nobody captures; a second time does nothing."""
         self._finish()

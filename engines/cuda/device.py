@@ -5,7 +5,6 @@ Unproven on a GPU: the machines that run the tests have none. It is kept small f
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vsa_rt.engines.cuda import seam
-from vsa_rt.engines.cuda.faults import translated, unusable
+from vsa_rt.engines.cuda.faults import is_drivers, translated, unusable
 from vsa_rt.engines.cuda.handles import (
     CudaCapture,
     CudaEvent,
@@ -57,7 +56,10 @@ class CudaDevice:
         device = self._current()
         with translated(f"{facts.name} cannot be used"):
             self.own_stream = device.create_stream()
-            # A pool of our own: the driver's shared one keeps what was freed from everybody else in the process.
+            # A pool of our own: the driver's shared one keeps what was freed from everybody else in the process. It has
+            # no release threshold, and gives back what no chunk of it uses: a threshold counts all that the pool holds
+            # (cuda.h, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD), so that one above an open session's memory, without which it
+            # changes nothing for the outputs that calls keep, would also keep a closed session's from everybody.
             self._memory = (
                 core.DeviceMemoryResource(device, core.DeviceMemoryResourceOptions())
                 if device.properties.memory_pools_supported
@@ -71,7 +73,12 @@ class CudaDevice:
         return self._facts
 
     def enter(self) -> None:
-        """See ``seam.Device.enter``."""
+        """See ``seam.Device.enter``.
+
+        The calling thread stays on this GPU, as after ``torch.cuda.set_device``: ``cuda.core`` could bring back another
+        device's primary context, but no context of a library's own. Whoever works with several GPUs in one thread
+        selects his again after a call.
+        """
         self._current()
 
     def _current(self) -> Any:
@@ -126,10 +133,11 @@ class CudaDevice:
             raise unusable(error, f"no {_mib(nbytes)} of page-locked memory") from error
         return CudaPinned(self, buffer, nbytes)
 
-    def settle(self) -> None:
-        """Wait for all that any stream does on the device. A device that failed has nothing left to wait for."""
-        with contextlib.suppress(Exception):
-            self._current().sync()
+    def sync(self) -> None:
+        """See ``seam.Device.sync``."""
+        device = self._current()
+        with translated("the GPU failed"):
+            device.sync()
 
     def memory_left(self) -> tuple[int, int]:
         """Bytes of GPU memory that are free and that there are, with those of other processes.
@@ -167,9 +175,8 @@ class CudaDevice:
         except UsageError:
             raise
         except Exception as error:
-            told = unusable(error, f"the array of {kind} cannot be read")
-            if isinstance(told, EnvironmentUnusable) and "CUDA_ERROR" in str(error):
-                raise told from error
+            if is_drivers(error) and "CUDA_ERROR" in str(error):
+                raise unusable(error, f"the array of {kind} cannot be read") from error
             raise UsageError(f"the array of {kind} cannot be read on the GPU: {error}") from error
         if view is None or not view.is_device_accessible:
             raise UsageError(

@@ -225,8 +225,10 @@ def explain(text: str) -> str:
     return str(fault) if fault is not None else " ".join(text.split()).rstrip(".")
 
 
-def _is_drivers(error: Exception) -> bool:
+def is_drivers(error: Exception) -> bool:
     """Whether an exception comes from the driver or a library over it, and not from a fault of our own."""
+    if isinstance(error, VsaError):
+        return False
     return isinstance(error, (RuntimeError, OSError, MemoryError)) or type(error).__name__ in (
         "CUDAError",
         "NVRTCError",
@@ -248,7 +250,7 @@ def unusable(error: Exception, doing: str) -> Exception:
         error: Caught.
         doing: What was tried, as the message begins.
     """
-    if isinstance(error, VsaError) or not _is_drivers(error):
+    if not is_drivers(error):
         return error
     return EnvironmentUnusable(f"{doing}: {_cause(error)}")
 
@@ -266,7 +268,7 @@ def translated(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        told = unusable(error, doing)
-        if told is error:
+        if not is_drivers(error):
             raise
-        raise told from error
+        # Without a name for it: its frames hold this one, so that it would keep itself, and all that they hold.
+        raise unusable(error, doing) from error

@@ -121,8 +121,6 @@ class CudaMemory(Held):
         return self._nbytes
 
     def _give_back(self, native: Any) -> None:
-        # Streams of others may still read it, and a free in ours would not wait for them.
-        self.device.settle()
         own = self.device.own_stream
         native.close(own)
         # A pool gives memory back to the driver at the next wait, not before.

@@ -149,6 +149,8 @@ class Lane:
     def capture(self, transfers: bool) -> str:
         """Make a graph of the work. Every context must have run once, since libraries prepare themselves then.
 
+        A capture that fails is tried once more: it may have been spoilt by what another library did meanwhile.
+
         Args:
             transfers: As for ``enqueue``.
 
@@ -156,17 +158,21 @@ class Lane:
             Why there is none, empty if there is: the work is then put into the streams piece by piece.
         """
         self._graphs[transfers] = None
-        try:
-            for step, context in zip(self._schedule.steps, self._contexts, strict=True):
-                if not context.capturable(self._place.streams[step.stream]):
-                    return f"the library cannot have the engine {step.stage.name!r} captured"
-            self._graphs[transfers] = self._census.keep("graph", self._written(transfers))
-        except Exception as error:  # noqa: BLE001 - the same work without a graph shows whether all is well
-            return str(error)
-        except BaseException:
-            del self._graphs[transfers]
-            raise
-        return ""
+        reason = ""
+        for _ in range(2):
+            try:
+                for step, context in zip(self._schedule.steps, self._contexts, strict=True):
+                    if not context.capturable(self._place.streams[step.stream]):
+                        return f"the library cannot have the engine {step.stage.name!r} captured"
+                self._graphs[transfers] = self._census.keep("graph", self._written(transfers))
+            except Exception as error:  # noqa: BLE001 - the same work without a graph shows whether all is well
+                reason = str(error)
+            except BaseException:
+                del self._graphs[transfers]
+                raise
+            else:
+                return ""
+        return reason
 
     def _written(self, transfers: bool) -> Graph:
         # In this thread the collector could free another library's arrays on the GPU, which no capture survives.

@@ -168,6 +168,16 @@ class Device(Protocol):
         """
         ...
 
+    def sync(self) -> None:
+        """Wait on the host, without the GIL, until all streams of the process are idle, those of other libraries too.
+
+        Not while anybody captures: the driver refuses then, and the capture is lost.
+
+        Raises:
+            EnvironmentUnusable: The device failed, or somebody captures.
+        """
+        ...
+
     def capture(self, stream: Stream) -> Capture:
         """Begin to write down work on a stream, without hindering other threads."""
         ...

@@ -282,6 +282,31 @@ def test_tensors_of_torch_go_in_on_their_own_stream(
             session.slots[0].run_device({"image": torch.from_numpy(image)}, keep=False)
 
 
+def test_a_kept_array_that_torch_still_reads_is_not_freed_under_it(
+    opened: Opener, images: Images, reference: Reference
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA here")
+    first, other = (torch.from_numpy(images(4, seed)).to("cuda") for seed in (1, 2))
+    expected = reference(images(4, 1))["scores"]
+    with closing(opened()) as session:
+        session.prepare([4])
+        kept = dict(session.slots[0].run_device({"image": first}, keep=True))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            theirs = torch.as_tensor(kept["scores"], device="cuda")
+            torch.cuda._sleep(1_000_000_000)
+            late = theirs.clone()
+        del theirs, kept
+        # Memory that was freed too early goes to the next outputs, which are written before the clone reads.
+        again = session.slots[1].run_device({"image": other}, keep=True)
+        torch.cuda.synchronize()
+        np.testing.assert_array_equal(late.cpu().numpy(), expected)
+        for array in again.values():
+            array.close()
+
+
 def test_ten_thousand_launches_leak_nothing(device: CudaDevice, opened: Opener, images: Images) -> None:
     # Where the GPU shares the host's memory, everything else on the machine moves it, too.
     slack = 256 << 20 if device.facts.integrated else 16 << 20

@@ -144,6 +144,17 @@ class EmulatedDevice:
         """See ``seam.Device.pinned``."""
         return self._allocate(nbytes, "pinned")
 
+    def sync(self) -> None:
+        """See ``seam.Device.sync``."""
+        if not self.call("device.sync", self):
+            return
+        captures = self.things("capture")
+        for capture in captures:
+            capture.broken = True
+        if captures:
+            raise self.misuse("the device is waited for during a capture")
+        self.work.finish_all()
+
     def capture(self, stream: Stream) -> EmulatedCapture:
         """See ``seam.Device.capture``."""
         known = self.own(stream, EmulatedStream)

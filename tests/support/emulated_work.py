@@ -77,6 +77,8 @@ class Node:
     after: tuple[Node, ...] = ()
     state: Literal["waiting", "running", "done", "lost"] = "waiting"
     number: int = field(default_factory=lambda: next(_NUMBERS))
+    #: Whose thread runs it; 0 before.
+    thread: int = 0
 
     def before(self) -> set[Node]:
         """All that this one waits for and that is not done."""
@@ -172,6 +174,17 @@ class Work:
             if node is not None:
                 self._do(node)
 
+    def finish_all(self) -> None:
+        """Do all that is there, but what runs in this thread: the collector may ask from inside of it.
+
+        Raises:
+            EnvironmentUnusable: An action raised, or the work was lost.
+        """
+        here = threading.get_ident()
+        for node in self.pending():
+            if node.state != "running" or node.thread != here:
+                self.finish(node)
+
     def _next(self, target: Node) -> Node | None:
         with self._changed:
             needed = {target} | target.before()
@@ -180,7 +193,7 @@ class Work:
             ready = [n for n in needed if n.state == "waiting" and all(a.state == "done" for a in n.after)]
             if ready:
                 found = max(ready, key=lambda n: n.number)
-                found.state = "running"
+                found.state, found.thread = "running", threading.get_ident()
                 return found
             if target.state != "done":
                 self._changed.wait()
