@@ -135,7 +135,7 @@ def test_a_plan_may_have_no_divergence_and_no_accuracy_and_a_failed_one_may_be_f
 
 def test_another_schema_is_refused_with_what_to_do() -> None:
     old = msgspec.structs.replace(whole(), schema=2)
-    with pytest.raises(BundleError, match="schema 2; this version of vsa-rt reads schema 4: rebuild"):
+    with pytest.raises(BundleError, match="schema 2; this version of vsa-rt reads schema 5: rebuild"):
         read(old)
 
 
