@@ -262,7 +262,7 @@ def test_an_error_leaves_the_terminal_as_it_was() -> None:
 
 
 def test_an_interrupt_leaves_the_terminal_as_it_was() -> None:
-    terminal = Terminal("time.sleep(1)")
+    terminal = Terminal("time.sleep(60)")
     terminal.wait_for(b"images/s")
     terminal.process.send_signal(signal.SIGINT)
     code, output = terminal.end()
